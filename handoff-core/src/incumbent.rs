@@ -1,0 +1,1054 @@
+//! O: the process that serves, and that hands over or takes back (R1, R2, R7).
+//!
+//! ```text
+//!  Serving ─Prepare→ Draining ─Drained→ Drained ─SealRequest→ Sealing → Releasing ─SealComplete→ Sealed ─Commit→ Ended
+//!     ↑                  │                 │                     │           │                      │
+//!     │                  │ the handoff is off: it failed, was aborted, outlived │                   │ off
+//!     │                  ↓ its deadline, or its supervisor is gone   ↓          ↓                   ↓
+//!     └────────────── Resuming ←────────────────────────────── lock ────── Reclaiming ─another serves→ Ended
+//! ```
+//!
+//! Up to Releasing the lock was never let go, so a handoff that is off resumes as soon as the running
+//! hook has returned. From then on the lock has to come back first, and the incumbent never gives up:
+//! it ends only when Commit is read, or when its supervisor is gone, never said that the handoff is
+//! off, and another process serves (R2).
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use crate::daemon::{
+    Command, Config, ConnId, DrainReport, Ended, Event, Hook, Input, LockFailure, Off, OsEffect,
+    Out, Outcome, Output, Probed, Retiring, SealFailure, SealReport, Signal, StandDown, hook, os,
+};
+use crate::io::clip;
+use crate::link::check_user;
+use crate::wire::MAX_SHARDS;
+use crate::{
+    Capabilities, Credentials, Deadline, HandoffId, Hangup, Instant, Machine, Message, Side,
+    Timers, Violation, short_name,
+};
+
+/// How many connections are kept. One more pushes out the oldest that has not sent HelloAck.
+const CONNECTIONS: usize = 32;
+
+/// How many bytes of an error's text cross the wire.
+const TEXT: usize = 2048;
+
+/// The machine of O. See the [module](self) for its states.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Incumbent {
+    config: Config,
+    /// Oldest first.
+    conns: Vec<Conn>,
+    timers: Timers<Timer>,
+    /// The control path is being claimed.
+    claiming: bool,
+    /// The program asked to stop; it happens as soon as this process serves again.
+    stopping: bool,
+    state: State,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum State {
+    Serving,
+    Handoff(Handoff),
+    Retiring(Retiring),
+    /// The handoff was committed while the lock was being tried: a late success is undone (R8).
+    Yielding {
+        id: HandoffId,
+    },
+    Ended,
+}
+
+/// One handoff, from Prepare until this process serves again or ends.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Handoff {
+    id: HandoffId,
+    /// The supervisor's connection, while it is open.
+    conn: Option<ConnId>,
+    /// Abort or ResumeAfterAbort was read: another process that answers is no reason to end (R2).
+    aborted: bool,
+    /// The deadline has passed.
+    late: bool,
+    step: Step,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum Step {
+    /// The drain hook runs. `off` once its result no longer matters.
+    Draining { off: Option<Off> },
+    /// Drained was said.
+    Drained,
+    /// The seal hook runs. No write is acknowledged from here on.
+    Sealing { off: Option<Off> },
+    /// The data is sealed; the lock is being released.
+    Releasing {
+        off: Option<Off>,
+        report: SealReport,
+    },
+    /// SealComplete was said: the lock is the successor's to take.
+    Sealed,
+    /// The lock is being taken back.
+    Reclaiming(Reclaiming),
+    /// The lock is held and the resume hook runs. `hang_up` where closing the connection is the
+    /// answer that the supervisor waits for.
+    Resuming { hang_up: bool },
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+struct Reclaiming {
+    last: Option<LockFailure>,
+    trying: bool,
+    ending: Ending,
+}
+
+/// How far this process has come in ending a successor that neither serves nor lets go.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+enum Ending {
+    #[default]
+    Not,
+    Asked,
+    Forced,
+    Refused,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Conn {
+    id: ConnId,
+    stage: Stage,
+    /// The peer was heard to heartbeat, so its silence means something (T2).
+    beats: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum Stage {
+    /// Hello waits until this process has settled (C6).
+    Unsettled,
+    Greeted,
+    Acked {
+        id: HandoffId,
+    },
+    /// It has sent Prepare. `held`: ResumeAfterAbort was read, and what answers a Heartbeat now says
+    /// that this process has resumed, so the answer waits for that (R4).
+    Prepared {
+        id: HandoffId,
+        held: bool,
+        answer: Option<u64>,
+    },
+}
+
+/// Names of an incumbent's timers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Timer {
+    /// HelloAck is overdue (C5).
+    HelloAck(ConnId),
+    /// Neither a heartbeat nor Prepare came (C5).
+    Idle(ConnId),
+    /// The next heartbeat is due (T1).
+    Beat(ConnId),
+    /// A supervisor that heartbeats has been silent (T2).
+    Silence(ConnId),
+    /// The drain's grace is over (T5).
+    DrainGrace,
+    /// The handoff's deadline (T5).
+    Deadline,
+    /// A hook did not return after it was told that its handoff has ended (R7).
+    HookStuck,
+    /// The lock is to be tried again.
+    RetryLock,
+    /// The control path is to be claimed again.
+    RetryPath,
+    /// The successor was asked to end and has had its time (R2).
+    EndGrace,
+}
+
+impl Timer {
+    fn of(self, conn: ConnId) -> bool {
+        match self {
+            Self::HelloAck(id) | Self::Idle(id) | Self::Beat(id) | Self::Silence(id) => id == conn,
+            Self::DrainGrace
+            | Self::Deadline
+            | Self::HookStuck
+            | Self::RetryLock
+            | Self::RetryPath
+            | Self::EndGrace => false,
+        }
+    }
+
+    fn of_handoff(self) -> bool {
+        match self {
+            Self::DrainGrace
+            | Self::Deadline
+            | Self::HookStuck
+            | Self::RetryLock
+            | Self::EndGrace => true,
+            Self::HelloAck(_)
+            | Self::Idle(_)
+            | Self::Beat(_)
+            | Self::Silence(_)
+            | Self::RetryPath => false,
+        }
+    }
+}
+
+impl Incumbent {
+    /// A process that holds the lock, serves, and to which the control path leads.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            conns: Vec::new(),
+            timers: Timers::default(),
+            claiming: false,
+            stopping: false,
+            state: State::Serving,
+        }
+    }
+
+    /// Whether connections to the control socket are to be accepted.
+    #[must_use]
+    pub const fn answers(&self) -> bool {
+        !matches!(self.state, State::Ended)
+    }
+
+    /// Whether a Hello tells the truth now: not between seal and resume (C6).
+    const fn settled(&self) -> bool {
+        match &self.state {
+            State::Serving => true,
+            State::Handoff(handoff) => match handoff.step {
+                Step::Draining { off: None } | Step::Drained => true,
+                Step::Draining { off: Some(_) }
+                | Step::Sealing { .. }
+                | Step::Releasing { .. }
+                | Step::Sealed
+                | Step::Reclaiming(_)
+                | Step::Resuming { .. } => false,
+            },
+            State::Retiring(_) | State::Yielding { .. } | State::Ended => false,
+        }
+    }
+
+    // Connections.
+
+    fn conn(&mut self, id: ConnId) -> Option<&mut Conn> {
+        self.conns.iter_mut().find(|conn| conn.id == id)
+    }
+
+    fn opened(&mut self, now: Instant, id: ConnId, cred: Credentials, out: &mut Out) {
+        if !self.answers() || self.conn(id).is_some() {
+            return out.push(Output::Close { peer: id });
+        }
+        self.conns.push(Conn {
+            id,
+            stage: Stage::Unsettled,
+            beats: false,
+        });
+        if let Err(violation) = check_user(cred, self.config.uid, &self.config.allowed_uids) {
+            return self.refuse(now, id, violation, out);
+        }
+        if self.conns.len() > CONNECTIONS {
+            let silent = |conn: &&Conn| matches!(conn.stage, Stage::Unsettled | Stage::Greeted);
+            let oldest = self.conns.iter().find(silent).map_or(id, |conn| conn.id);
+            self.refuse(now, oldest, Violation::Crowded, out);
+        }
+        if self.settled() {
+            self.greet(now, id, out);
+        }
+    }
+
+    fn greet(&mut self, now: Instant, id: ConnId, out: &mut Out) {
+        let message = Message::Hello {
+            role: Side::Incumbent,
+            pid: self.config.pid,
+            build_id: self.config.build_id.clone(),
+            proto_min: self.config.proto_min,
+            proto_max: self.config.proto_max,
+            capabilities: Capabilities::OURS,
+        };
+        let limit = now + self.config.timing.hello_ack;
+        if let Some(conn) = self.conn(id)
+            && conn.stage == Stage::Unsettled
+        {
+            conn.stage = Stage::Greeted;
+            self.timers.set(Timer::HelloAck(id), limit);
+            out.push(Output::Send { to: id, message });
+        }
+    }
+
+    fn refuse(&mut self, now: Instant, id: ConnId, violation: Violation, out: &mut Out) {
+        let state = self.state_name();
+        out.push(Output::Event(Event::PeerRefused {
+            conn: id,
+            violation,
+            state,
+        }));
+        self.close(now, id, out);
+    }
+
+    fn close(&mut self, now: Instant, id: ConnId, out: &mut Out) {
+        out.push(Output::Close { peer: id });
+        self.lost(now, id, out);
+    }
+
+    fn lost(&mut self, now: Instant, id: ConnId, out: &mut Out) {
+        self.conns.retain(|conn| conn.id != id);
+        self.timers.retain(|timer| !timer.of(id));
+        if let State::Handoff(handoff) = &mut self.state
+            && handoff.conn == Some(id)
+        {
+            handoff.conn = None;
+            self.call_off(now, Off::SupervisorGone, out);
+        }
+    }
+
+    fn heard(&mut self, now: Instant, id: ConnId) {
+        let limit = now + self.config.timing.pulse.silence;
+        if self.conn(id).is_some_and(|conn| conn.beats) {
+            self.timers.set(Timer::Silence(id), limit);
+        }
+    }
+
+    fn message(&mut self, now: Instant, from: ConnId, message: Message, out: &mut Out) {
+        let Some(conn) = self.conn(from) else { return };
+        let stage = conn.stage.clone();
+        let name = short_name(&message);
+        let unexpected = Violation::Unexpected {
+            message: name,
+            state: self.state_name(),
+        };
+        let (id, prepared) = match stage {
+            Stage::Unsettled => return self.refuse(now, from, unexpected, out),
+            Stage::Greeted => return self.hello_ack(now, from, message, out),
+            Stage::Acked { id } => (id, false),
+            Stage::Prepared { id, .. } => (id, true),
+        };
+        if let Some(got) = message.handoff_id()
+            && got != id
+        {
+            let violation = match (&self.state, &message) {
+                (State::Handoff(active), Message::PrepareHandoff { .. }) => {
+                    Violation::Busy { active: active.id }
+                }
+                _ => Violation::WrongId {
+                    message: name,
+                    got,
+                    expected: id,
+                },
+            };
+            return self.refuse(now, from, violation, out);
+        }
+        match message {
+            Message::Heartbeat { ts_ms } => self.heartbeat(now, from, ts_ms, out),
+            Message::PrepareHandoff {
+                successor_pid,
+                deadline_ms,
+                drain_grace_ms,
+                ..
+            } if !prepared => {
+                let deadline = Duration::from_millis(deadline_ms);
+                let grace = Duration::from_millis(drain_grace_ms).min(deadline);
+                self.prepare(now, from, id, successor_pid, (deadline, grace), out);
+            }
+            // An abort that comes before Prepare ends nothing here.
+            Message::Abort { .. } | Message::ResumeAfterAbort { .. } if !prepared => {}
+            Message::SealRequest { .. } if self.step_is(from, |s| matches!(s, Step::Drained)) => {
+                if let State::Handoff(handoff) = &mut self.state {
+                    handoff.step = Step::Sealing { off: None };
+                    out.push(hook(Hook::Seal));
+                }
+            }
+            Message::Commit { .. } => self.commit(now, from, id, unexpected, out),
+            Message::Abort { .. } => self.aborted(now, from, false, out),
+            Message::ResumeAfterAbort { .. } => self.aborted(now, from, true, out),
+            Message::Hello { .. }
+            | Message::HelloAck { .. }
+            | Message::PrepareHandoff { .. }
+            | Message::Drained { .. }
+            | Message::SealRequest { .. }
+            | Message::SealProgress { .. }
+            | Message::SealComplete { .. }
+            | Message::SealFailed { .. }
+            | Message::Begin { .. }
+            | Message::Ready { .. } => self.refuse(now, from, unexpected, out),
+        }
+    }
+
+    fn hello_ack(&mut self, now: Instant, from: ConnId, message: Message, out: &mut Out) {
+        let Message::HelloAck {
+            proto_version_chosen: chosen,
+            handoff_id: id,
+        } = message
+        else {
+            let (message, state) = (short_name(&message), "awaiting HelloAck");
+            return self.refuse(now, from, Violation::Unexpected { message, state }, out);
+        };
+        let (min, max) = (self.config.proto_min, self.config.proto_max);
+        if !(min..=max).contains(&chosen) {
+            return self.refuse(
+                now,
+                from,
+                Violation::ChosenVersion { chosen, min, max },
+                out,
+            );
+        }
+        if let Some(conn) = self.conn(from) {
+            conn.stage = Stage::Acked { id };
+        }
+        self.timers.clear(Timer::HelloAck(from));
+        self.timers
+            .set(Timer::Beat(from), now + self.config.timing.pulse.every);
+        self.timers
+            .set(Timer::Idle(from), now + self.config.timing.idle);
+    }
+
+    fn heartbeat(&mut self, now: Instant, from: ConnId, ts_ms: u64, out: &mut Out) {
+        let timing = self.config.timing;
+        let Some(conn) = self.conn(from) else { return };
+        conn.beats = true;
+        if let Stage::Prepared {
+            held: true, answer, ..
+        } = &mut conn.stage
+        {
+            *answer = Some(ts_ms);
+        } else {
+            out.push(Output::Answer { to: from, ts_ms });
+        }
+        self.timers
+            .set(Timer::Silence(from), now + timing.pulse.silence);
+        if self.timers.at(Timer::Idle(from)).is_some() {
+            self.timers.set(Timer::Idle(from), now + timing.idle);
+        }
+    }
+
+    // The handoff.
+
+    fn step_is(&self, from: ConnId, test: impl Fn(&Step) -> bool) -> bool {
+        matches!(&self.state, State::Handoff(h) if h.conn == Some(from) && test(&h.step))
+    }
+
+    fn prepare(
+        &mut self,
+        now: Instant,
+        from: ConnId,
+        id: HandoffId,
+        successor: u32,
+        (deadline, grace): (Duration, Duration),
+        out: &mut Out,
+    ) {
+        match &self.state {
+            State::Serving => {}
+            State::Handoff(Handoff { id: active, .. }) | State::Yielding { id: active } => {
+                let active = *active;
+                return self.refuse(now, from, Violation::Busy { active }, out);
+            }
+            State::Retiring(_) | State::Ended => return self.close(now, from, out),
+        }
+        if let Some(conn) = self.conn(from) {
+            conn.stage = Stage::Prepared {
+                id,
+                held: false,
+                answer: None,
+            };
+        }
+        self.timers.clear(Timer::Idle(from));
+        self.timers.set(Timer::Deadline, now + deadline);
+        self.timers.set(Timer::DrainGrace, now + grace);
+        self.state = State::Handoff(Handoff {
+            id,
+            conn: Some(from),
+            aborted: false,
+            late: false,
+            step: Step::Draining { off: None },
+        });
+        out.push(Output::Event(Event::HandoffBegun { id, successor }));
+        out.push(os(OsEffect::WatchSuccessor { pid: successor }));
+        out.push(hook(Hook::Drain { grace }));
+    }
+
+    fn commit(
+        &mut self,
+        now: Instant,
+        from: ConnId,
+        id: HandoffId,
+        unexpected: Violation,
+        out: &mut Out,
+    ) {
+        let trying = match &self.state {
+            State::Handoff(h) if h.conn == Some(from) && !h.aborted => match &h.step {
+                Step::Sealed => Some(false),
+                Step::Reclaiming(reclaiming) => Some(reclaiming.trying),
+                Step::Draining { .. }
+                | Step::Drained
+                | Step::Sealing { .. }
+                | Step::Releasing { .. }
+                | Step::Resuming { .. } => None,
+            },
+            _ => None,
+        };
+        match trying {
+            // It holds the lock, or was told that the handoff is off: it goes on serving (C2).
+            None => self.refuse(now, from, unexpected, out),
+            Some(true) => self.state = State::Yielding { id },
+            Some(false) => self.end(Ended::Committed { id }, out),
+        }
+    }
+
+    fn aborted(&mut self, now: Instant, from: ConnId, resume: bool, out: &mut Out) {
+        let State::Handoff(handoff) = &mut self.state else {
+            return;
+        };
+        if handoff.conn != Some(from) {
+            return;
+        }
+        handoff.aborted = true;
+        if resume
+            && let Some(conn) = self.conn(from)
+            && let Stage::Prepared { held, .. } = &mut conn.stage
+        {
+            *held = true;
+        }
+        self.call_off(now, Off::Aborted, out);
+    }
+
+    /// The handoff is off: whatever runs is told, and what was given up is taken back (R2, R7).
+    fn call_off(&mut self, now: Instant, why: Off, out: &mut Out) {
+        let stuck = now + self.config.timing.hook_stuck;
+        let State::Handoff(handoff) = &mut self.state else {
+            return;
+        };
+        let id = handoff.id;
+        let first = match &mut handoff.step {
+            Step::Draining { off } | Step::Sealing { off } => {
+                let first = off.is_none();
+                if first {
+                    out.push(Output::Cancel);
+                    self.timers.set(Timer::HookStuck, stuck);
+                }
+                off.get_or_insert(why);
+                first
+            }
+            Step::Releasing { off, .. } => {
+                let first = off.is_none();
+                off.get_or_insert(why);
+                first
+            }
+            Step::Drained | Step::Sealed => true,
+            Step::Reclaiming(_) | Step::Resuming { .. } => false,
+        };
+        if first {
+            out.push(Output::Event(Event::HandoffOff { id, why }));
+        }
+        match &self.state {
+            State::Handoff(Handoff {
+                step: Step::Drained,
+                ..
+            }) => self.resume(false, out),
+            State::Handoff(Handoff {
+                step: Step::Sealed, ..
+            }) => self.reclaim(out),
+            _ => {}
+        }
+    }
+
+    fn reclaim(&mut self, out: &mut Out) {
+        if let State::Handoff(handoff) = &mut self.state {
+            let trying = Reclaiming {
+                trying: true,
+                ..Reclaiming::default()
+            };
+            handoff.step = Step::Reclaiming(trying);
+            out.push(os(OsEffect::TakeLock));
+        }
+    }
+
+    fn resume(&mut self, hang_up: bool, out: &mut Out) {
+        if let State::Handoff(handoff) = &mut self.state {
+            handoff.step = Step::Resuming { hang_up };
+            self.timers.retain(|timer| !timer.of_handoff());
+            out.push(hook(Hook::Resume));
+            self.claim(out);
+        }
+    }
+
+    fn claim(&mut self, out: &mut Out) {
+        self.timers.clear(Timer::RetryPath);
+        if !self.claiming {
+            self.claiming = true;
+            out.push(os(OsEffect::ClaimPath));
+        }
+    }
+
+    fn resumed(&mut self, now: Instant, out: &mut Out) {
+        let State::Handoff(Handoff {
+            id,
+            conn,
+            step: Step::Resuming { hang_up },
+            ..
+        }) = self.state
+        else {
+            return;
+        };
+        self.state = State::Serving;
+        out.push(Output::Event(Event::Resumed { id }));
+        if let Some(conn) = conn {
+            self.settle_conn(now, conn, hang_up, out);
+        }
+        let waiting: Vec<ConnId> = self.conns.iter().map(|conn| conn.id).collect();
+        for conn in waiting {
+            self.greet(now, conn, out);
+        }
+        if self.stopping {
+            self.stop(now, out);
+        }
+    }
+
+    fn settle_conn(&mut self, now: Instant, id: ConnId, hang_up: bool, out: &mut Out) {
+        self.timers
+            .set(Timer::Idle(id), now + self.config.timing.idle);
+        if let Some(conn) = self.conn(id)
+            && let Stage::Prepared { held, answer, .. } = &mut conn.stage
+        {
+            *held = false;
+            if let Some(ts_ms) = answer.take() {
+                out.push(Output::Answer { to: id, ts_ms });
+            }
+        }
+        if hang_up {
+            self.close(now, id, out);
+        }
+    }
+
+    fn claimed(&mut self, now: Instant, result: Result<(), String>, out: &mut Out) {
+        self.claiming = false;
+        if let Err(reason) = result
+            && self.answers()
+        {
+            out.push(Output::Event(Event::PathFailed(reason)));
+            self.timers
+                .set(Timer::RetryPath, now + self.config.timing.retry);
+        }
+    }
+
+    fn done(&mut self, now: Instant, outcome: Outcome, out: &mut Out) {
+        if let Outcome::Claimed(result) = outcome {
+            return self.claimed(now, result, out);
+        }
+        match &mut self.state {
+            State::Handoff(_) => self.handoff_done(now, outcome, out),
+            State::Retiring(retiring) => {
+                if let Some(ended) = retiring.done(outcome, out) {
+                    self.end(ended, out);
+                }
+            }
+            State::Yielding { id } => {
+                let id = *id;
+                match outcome {
+                    Outcome::Lock(Ok(())) => out.push(os(OsEffect::ReleaseLock)),
+                    Outcome::Lock(Err(_)) | Outcome::Probed(_) | Outcome::Released(_) => {
+                        self.end(Ended::Committed { id }, out);
+                    }
+                    _ => {}
+                }
+            }
+            State::Serving | State::Ended => {}
+        }
+    }
+
+    fn handoff_done(&mut self, now: Instant, outcome: Outcome, out: &mut Out) {
+        let State::Handoff(handoff) = &mut self.state else {
+            return;
+        };
+        let (id, conn) = (handoff.id, handoff.conn);
+        match (&mut handoff.step, outcome) {
+            (Step::Draining { off }, Outcome::Drained(result)) => {
+                let off = *off;
+                self.drained(result, off, out);
+            }
+            (Step::Sealing { off: None }, Outcome::Sealed(Ok(report)))
+                if report.revisions.len() <= MAX_SHARDS =>
+            {
+                handoff.step = Step::Releasing { off: None, report };
+                out.push(os(OsEffect::ReleaseLock));
+            }
+            (Step::Sealing { off: None }, Outcome::Sealed(result)) => {
+                let failure = result.err().unwrap_or_else(|| SealFailure {
+                    error: String::from("the seal reports more shards than a frame can list"),
+                    partial_state: String::new(),
+                });
+                self.seal_failed(id, conn, failure, out);
+            }
+            // The data is sealed or half sealed, but the lock was never let go: nobody else has
+            // touched it.
+            (Step::Sealing { off: Some(_) }, Outcome::Sealed(_)) => self.resume(false, out),
+            (Step::Releasing { off, report }, Outcome::Released(Ok(()))) => {
+                if off.is_some() {
+                    return self.reclaim(out);
+                }
+                let report = core::mem::take(report);
+                handoff.step = Step::Sealed;
+                out.push(Output::Event(Event::Sealed { id }));
+                if let Some(to) = conn {
+                    let message = Message::SealComplete {
+                        handoff_id: id,
+                        last_revision_per_shard: report.revisions,
+                        data_dir_fingerprint: report.fingerprint,
+                    };
+                    out.push(Output::Send { to, message });
+                }
+            }
+            (Step::Releasing { off, .. }, Outcome::Released(Err(error))) => {
+                if off.is_some() {
+                    return self.resume(false, out);
+                }
+                let partial_state = String::from("sealed, but the lock could not be released");
+                self.seal_failed(
+                    id,
+                    conn,
+                    SealFailure {
+                        error,
+                        partial_state,
+                    },
+                    out,
+                );
+            }
+            (Step::Reclaiming(_), Outcome::Lock(Ok(()))) => self.resume(false, out),
+            (Step::Reclaiming(reclaiming), Outcome::Lock(Err(failure))) => {
+                if reclaiming.last.as_ref() != Some(&failure) {
+                    out.push(Output::Event(Event::LockRefused(failure.clone())));
+                }
+                reclaiming.last = Some(failure);
+                if conn.is_none() {
+                    out.push(os(OsEffect::Probe));
+                } else {
+                    self.retry_lock_later(now);
+                }
+            }
+            (Step::Reclaiming(_), Outcome::Probed(probed)) => self.probed(now, probed, out),
+            (Step::Reclaiming(reclaiming), Outcome::Signalled(Err(reason))) => {
+                reclaiming.ending = Ending::Refused;
+                self.timers.clear(Timer::EndGrace);
+                out.push(Output::Event(Event::SuccessorNotEnded(reason)));
+            }
+            (Step::Resuming { .. }, Outcome::Resumed(Ok(()))) => self.resumed(now, out),
+            (Step::Resuming { .. }, Outcome::Resumed(Err(error))) => {
+                let reason = alloc::format!("the daemon cannot resume: {error}");
+                self.end(Ended::Crash(reason), out);
+            }
+            _ => {}
+        }
+    }
+
+    fn drained(&mut self, result: Result<DrainReport, String>, off: Option<Off>, out: &mut Out) {
+        let State::Handoff(handoff) = &mut self.state else {
+            return;
+        };
+        let id = handoff.id;
+        self.timers.clear(Timer::DrainGrace);
+        self.timers.clear(Timer::HookStuck);
+        match (result, off) {
+            (Ok(report), None) => {
+                handoff.step = Step::Drained;
+                if let Some(to) = handoff.conn {
+                    let DrainReport {
+                        open_conns_remaining,
+                        accept_closed,
+                    } = report;
+                    let message = Message::Drained {
+                        open_conns_remaining,
+                        accept_closed,
+                    };
+                    out.push(Output::Send { to, message });
+                }
+            }
+            (Err(error), off) => {
+                out.push(Output::Event(Event::HookFailed {
+                    hook: "drain",
+                    error,
+                }));
+                if off.is_none() {
+                    let why = Off::DrainFailed;
+                    out.push(Output::Event(Event::HandoffOff { id, why }));
+                }
+                self.resume(matches!(off, None | Some(Off::DrainTimeout)), out);
+            }
+            (Ok(_), Some(off)) => self.resume(off == Off::DrainTimeout, out),
+        }
+    }
+
+    fn seal_failed(
+        &mut self,
+        id: HandoffId,
+        conn: Option<ConnId>,
+        failure: SealFailure,
+        out: &mut Out,
+    ) {
+        let error = failure.error.clone();
+        out.push(Output::Event(Event::HookFailed {
+            hook: "seal",
+            error,
+        }));
+        out.push(Output::Event(Event::HandoffOff {
+            id,
+            why: Off::SealFailed,
+        }));
+        if let Some(to) = conn {
+            let message = Message::SealFailed {
+                handoff_id: id,
+                error: clip(failure.error, TEXT),
+                partial_state: clip(failure.partial_state, TEXT),
+            };
+            out.push(Output::Send { to, message });
+        }
+        self.resume(false, out);
+    }
+
+    fn retry_lock_later(&mut self, now: Instant) {
+        if let State::Handoff(Handoff {
+            step: Step::Reclaiming(reclaiming),
+            ..
+        }) = &mut self.state
+        {
+            reclaiming.trying = false;
+            self.timers
+                .set(Timer::RetryLock, now + self.config.timing.retry);
+        }
+    }
+
+    /// The lock is held by another, and the supervisor is gone: who serves? (R2)
+    fn probed(&mut self, now: Instant, probed: Probed, out: &mut Out) {
+        let State::Handoff(Handoff {
+            conn,
+            aborted,
+            late,
+            step: Step::Reclaiming(reclaiming),
+            ..
+        }) = &mut self.state
+        else {
+            return;
+        };
+        let abandoned = conn.is_none();
+        match probed {
+            Probed::Answered { pid } if abandoned && !*aborted => {
+                let why = StandDown::OtherServes { pid };
+                return self.end(Ended::StoodDown { why }, out);
+            }
+            Probed::Own | Probed::Silent if abandoned && *late => {
+                if reclaiming.ending == Ending::Not {
+                    reclaiming.ending = Ending::Asked;
+                    self.timers
+                        .set(Timer::EndGrace, now + self.config.timing.end_grace);
+                    out.push(os(OsEffect::SignalSuccessor(Signal::Term)));
+                }
+            }
+            Probed::Answered { .. } | Probed::Own | Probed::Silent => {}
+        }
+        self.retry_lock_later(now);
+    }
+
+    fn stop(&mut self, now: Instant, out: &mut Out) {
+        match &self.state {
+            State::Serving => {
+                let grace = self.config.timing.stop_grace;
+                self.state = State::Retiring(Retiring::start(Ended::Stopped, grace, out));
+                let open: Vec<ConnId> = self.conns.iter().map(|conn| conn.id).collect();
+                for conn in open {
+                    self.close(now, conn, out);
+                }
+                self.timers = Timers::default();
+            }
+            // The lock is not held, so there is nothing to give back.
+            State::Handoff(Handoff {
+                step: Step::Sealed, ..
+            }) => self.end(Ended::Stopped, out),
+            State::Handoff(Handoff {
+                step: Step::Reclaiming(reclaiming),
+                ..
+            }) if !reclaiming.trying => {
+                self.end(Ended::Stopped, out);
+            }
+            State::Handoff(_) => {
+                self.stopping = true;
+                self.call_off(now, Off::Stopped, out);
+            }
+            State::Retiring(_) | State::Yielding { .. } | State::Ended => {}
+        }
+    }
+
+    fn end(&mut self, ended: Ended, out: &mut Out) {
+        self.timers = Timers::default();
+        for conn in self.conns.drain(..) {
+            out.push(Output::Close { peer: conn.id });
+        }
+        self.state = State::Ended;
+        out.push(Output::Event(Event::Ended(ended)));
+    }
+
+    fn expired(&mut self, now: Instant, timer: Timer, out: &mut Out) {
+        match timer {
+            Timer::HelloAck(conn) => {
+                self.refuse(
+                    now,
+                    conn,
+                    Violation::Silent {
+                        awaited: "HelloAck",
+                    },
+                    out,
+                );
+            }
+            Timer::Idle(conn) => {
+                let awaited = "a heartbeat or PrepareHandoff";
+                self.refuse(now, conn, Violation::Silent { awaited }, out);
+            }
+            Timer::Silence(conn) => {
+                self.refuse(
+                    now,
+                    conn,
+                    Violation::Silent {
+                        awaited: "a heartbeat",
+                    },
+                    out,
+                );
+            }
+            Timer::Beat(conn) => {
+                out.push(Output::Beat {
+                    to: conn,
+                    ts_ms: now.millis(),
+                });
+                self.timers
+                    .set(Timer::Beat(conn), now + self.config.timing.pulse.every);
+            }
+            Timer::DrainGrace => {
+                if let State::Handoff(Handoff {
+                    step: Step::Draining { .. },
+                    ..
+                }) = self.state
+                {
+                    self.call_off(now, Off::DrainTimeout, out);
+                }
+            }
+            Timer::Deadline => {
+                if let State::Handoff(handoff) = &mut self.state {
+                    handoff.late = true;
+                    self.call_off(now, Off::Deadline, out);
+                }
+            }
+            Timer::HookStuck => {
+                let reason = "a hook did not return after its handoff had ended";
+                self.end(Ended::Crash(String::from(reason)), out);
+            }
+            Timer::RetryLock => {
+                if let State::Handoff(Handoff {
+                    step: Step::Reclaiming(reclaiming),
+                    ..
+                }) = &mut self.state
+                {
+                    reclaiming.trying = true;
+                    out.push(os(OsEffect::TakeLock));
+                }
+            }
+            Timer::RetryPath => self.claim(out),
+            Timer::EndGrace => {
+                if let State::Handoff(Handoff {
+                    step: Step::Reclaiming(reclaiming),
+                    ..
+                }) = &mut self.state
+                    && reclaiming.ending == Ending::Asked
+                {
+                    reclaiming.ending = Ending::Forced;
+                    out.push(os(OsEffect::SignalSuccessor(Signal::Kill)));
+                }
+            }
+        }
+    }
+}
+
+impl Machine for Incumbent {
+    type Peer = ConnId;
+    type Effect = crate::daemon::Effect;
+    type Outcome = Outcome;
+    type Command = Command;
+    type Event = Event;
+    type Timer = Timer;
+
+    fn handle(&mut self, now: Instant, input: Input, out: &mut Vec<Output>) {
+        match input {
+            Input::Tick => {
+                for _ in 0..self.timers.len() {
+                    let Some(timer) = self.timers.pop(now) else {
+                        break;
+                    };
+                    self.expired(now, timer, out);
+                }
+            }
+            Input::Opened { peer, cred } => self.opened(now, peer, cred, out),
+            Input::Heard { from } => self.heard(now, from),
+            Input::Message { from, message } => {
+                self.heard(now, from);
+                self.message(now, from, message, out);
+            }
+            Input::Closed { from, how } => {
+                if self.conn(from).is_none() {
+                    return;
+                }
+                if let Hangup::Violation(violation) = how {
+                    let state = self.state_name();
+                    out.push(Output::Event(Event::PeerRefused {
+                        conn: from,
+                        violation,
+                        state,
+                    }));
+                }
+                self.lost(now, from, out);
+            }
+            Input::Done(outcome) => self.done(now, outcome, out),
+            Input::Command(Command::Stop) => self.stop(now, out),
+            Input::Command(Command::SealProgress {
+                shards_sealed,
+                shards_total,
+                last_revision,
+            }) => {
+                if let State::Handoff(Handoff {
+                    conn: Some(to),
+                    step: Step::Sealing { off: None },
+                    ..
+                }) = self.state
+                {
+                    let message = Message::SealProgress {
+                        shards_sealed,
+                        shards_total,
+                        last_revision,
+                    };
+                    out.push(Output::Send { to, message });
+                }
+            }
+            Input::Command(Command::Begin) => {}
+        }
+    }
+
+    fn deadline(&self) -> Option<Deadline<Timer>> {
+        self.timers.next()
+    }
+
+    fn rebase(&mut self, by: Duration) {
+        self.timers.rebase(by);
+    }
+
+    fn state_name(&self) -> &'static str {
+        match &self.state {
+            State::Serving => "serving",
+            State::Handoff(handoff) => match handoff.step {
+                Step::Draining { .. } => "draining",
+                Step::Drained => "drained",
+                Step::Sealing { .. } => "sealing",
+                Step::Releasing { .. } => "releasing the lock",
+                Step::Sealed => "sealed",
+                Step::Reclaiming(_) => "taking the lock back",
+                Step::Resuming { .. } => "resuming",
+            },
+            State::Retiring(_) => "stopping",
+            State::Yielding { .. } => "yielding",
+            State::Ended => "ended",
+        }
+    }
+}

@@ -1,0 +1,1569 @@
+//! S: the process that holds the listeners and drives a swap (C, R4-R6, R9, R14, R16, R17).
+//!
+//! ```text
+//!  Idle ─Handoff→ Probing → Spawning → Warming → Connecting → Preparing ─Prepare→ Draining → Drained
+//!   ↑                                                                                          │ SealRequest
+//!   │   Committed                                                                              ↓
+//!   ├──────────── Committing ←─Commit── Verifying ←─Ready── Opening ←─Begin── (SealComplete) Sealing
+//!   │                                                         ↑
+//!   │             anything fails: is the incumbent there?     │ lock free
+//!   │             Asking ──no answer──────────────────────→ Promoting
+//!   │               │ it answers                              │ it answers after all
+//!   │  RolledBack   ↓                                         ↓
+//!   └─ Confirming ← Ending (the successor's process group) ←──┘
+//! ```
+//!
+//! The rule behind the lower half is R5: a successor is ended only while the incumbent is known to be
+//! there; where it is not, the successor is promoted, however late.
+
+mod types;
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use crate::daemon::{Probed, Signal};
+use crate::io::clip;
+use crate::link::check_user;
+use crate::{
+    Capabilities, Credentials, Deadline, HandoffId, Hangup, Instant, Machine, Message, Side,
+    Timers, Violation, negotiate_version, short_name,
+};
+pub use types::{
+    Command, Config, Effect, Entry, Event, Input, LockState, Outcome, Output, Peer, Phase, Ready,
+    Reason, Report, Spec, Step, Timer, Timing, Trouble, Verdict,
+};
+
+type Out = Vec<Output>;
+
+/// What a question to the incumbent is stamped with (X2): no clock reaches the top bit.
+const ASK_ALIVE: u64 = (1 << 63) | 1;
+/// The same, for the question whether it has resumed (R4).
+const ASK_RESUMED: u64 = (1 << 63) | 2;
+
+/// The machine of S. See the [module](self) for its states.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Supervisor {
+    config: Config,
+    timers: Timers<Timer>,
+    probe: Flight,
+    check: Flight,
+    connect: Flight,
+    journal: Journal,
+    state: State,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum State {
+    Idle,
+    /// Who serves? (R10, R17)
+    Finding(Finding),
+    Swap(Swap),
+}
+
+/// An effect that may be asked for again while it is in flight. What was asked before the latest
+/// change of state tells nothing about it, so such an answer is dropped and the question repeated.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Flight {
+    Idle,
+    Out,
+    Stale,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Journal {
+    writing: Option<Entry>,
+    next: Option<Entry>,
+    /// The last step that is on disk.
+    written: Option<Step>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Finding {
+    own: Vec<u32>,
+    started: Option<u32>,
+    spawning: bool,
+    /// The group that is being ended.
+    ending: Option<u32>,
+    told: bool,
+}
+
+/// One handoff.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Swap {
+    id: HandoffId,
+    spec: Spec,
+    incumbent: Incumbent,
+    successor: Successor,
+    prepared: bool,
+    drained: bool,
+    /// The revisions the incumbent has sealed.
+    sealed: Option<Vec<u64>>,
+    seal_failed: bool,
+    ready: Option<Ready>,
+    /// The incumbent counts as gone: the successor is the only one left (R5).
+    promoted: bool,
+    trouble: Option<Trouble>,
+    at: At,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+struct Incumbent {
+    pid: Option<u32>,
+    link: Link,
+    /// X2: its silence means something, and its answers can be told apart.
+    steady: bool,
+    exited: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+struct Successor {
+    /// The leader of its process group: what was started.
+    leader: Option<u32>,
+    /// The process that said Hello.
+    pid: Option<u32>,
+    link: Link,
+    /// X1: it wants to be told of the commit.
+    notice: bool,
+    steady: bool,
+    begun: bool,
+    exited: bool,
+    stuck: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+enum Link {
+    #[default]
+    None,
+    /// Open; Hello is awaited.
+    Opened(Credentials),
+    /// HelloAck is sent.
+    Acked,
+    Closed,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Hash, Debug)]
+enum At {
+    /// Is the incumbent there? (C3)
+    Probing,
+    /// The successor's process is being started.
+    Spawning,
+    /// Its Hello is awaited.
+    Warming,
+    /// The incumbent's Hello is awaited.
+    Connecting,
+    /// The journal is awaited, then Prepare is sent.
+    Preparing,
+    Draining,
+    /// The journal is awaited, then SealRequest is sent.
+    Drained,
+    Sealing,
+    /// Ready is awaited.
+    Opening,
+    /// Ready came; the lock is looked at.
+    Verifying,
+    /// Commit is sent; the control path is to lead to the successor (R16).
+    Committing,
+    /// Is the incumbent still there? (R5)
+    Asking,
+    /// It is not; the successor gets Begin once the lock is free.
+    Promoting,
+    /// The successor's process group is being ended (R14).
+    Ending,
+    /// The incumbent is to be seen serving (R4).
+    Confirming,
+}
+
+impl Supervisor {
+    /// A supervisor that does nothing yet.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            timers: Timers::default(),
+            probe: Flight::Idle,
+            check: Flight::Idle,
+            connect: Flight::Idle,
+            journal: Journal {
+                writing: None,
+                next: None,
+                written: None,
+            },
+            state: State::Idle,
+        }
+    }
+
+    /// Whether a command would be taken now: no handoff and no search is under way.
+    #[must_use]
+    pub const fn idle(&self) -> bool {
+        matches!(self.state, State::Idle)
+    }
+
+    fn swap(&mut self) -> Option<&mut Swap> {
+        match &mut self.state {
+            State::Swap(swap) => Some(swap),
+            State::Idle | State::Finding(_) => None,
+        }
+    }
+
+    fn at(&self) -> Option<At> {
+        match &self.state {
+            State::Swap(swap) => Some(swap.at),
+            State::Idle | State::Finding(_) => None,
+        }
+    }
+
+    // Looking at the world.
+
+    fn look(flight: &mut Flight, effect: Effect, out: &mut Out) {
+        match flight {
+            Flight::Idle => {
+                *flight = Flight::Out;
+                out.push(Output::Do(effect));
+            }
+            Flight::Out | Flight::Stale => *flight = Flight::Stale,
+        }
+    }
+
+    fn want_probe(&mut self, out: &mut Out) {
+        Self::look(&mut self.probe, Effect::Probe, out);
+    }
+
+    fn want_check(&mut self, out: &mut Out) {
+        Self::look(&mut self.check, Effect::CheckLock, out);
+    }
+
+    /// Whether an answer is to the latest question; a stale one is asked again.
+    fn fresh(flight: &mut Flight, effect: Effect, wanted: bool, out: &mut Out) -> bool {
+        let fresh = *flight == Flight::Out;
+        *flight = Flight::Idle;
+        if !fresh && wanted {
+            Self::look(flight, effect, out);
+        }
+        fresh
+    }
+
+    fn recheck_later(&mut self, now: Instant) {
+        self.timers
+            .set(Timer::Recheck, now + self.config.timing.recheck);
+    }
+
+    // The journal (R9): one write in flight, the newest entry next.
+
+    fn journal(&mut self, step: Step, out: &mut Out) {
+        let State::Swap(swap) = &self.state else {
+            return;
+        };
+        let entry = Entry {
+            id: swap.id,
+            step,
+            incumbent: swap.incumbent.pid,
+            successor: swap.successor.pid.or(swap.successor.leader),
+        };
+        if self.journal.writing.is_some() {
+            self.journal.next = Some(entry);
+        } else {
+            self.journal.writing = Some(entry);
+            out.push(Output::Do(Effect::Journal(entry)));
+        }
+    }
+
+    fn journalled(&mut self, now: Instant, result: Result<(), String>, out: &mut Out) {
+        let Some(entry) = self.journal.writing.take() else {
+            return;
+        };
+        let failure = match result {
+            Ok(()) => {
+                self.journal.written = Some(entry.step);
+                None
+            }
+            Err(error) => {
+                out.push(Output::Event(Event::JournalFailed(error.clone())));
+                Some(error)
+            }
+        };
+        if let Some(next) = self.journal.next.take() {
+            self.journal.writing = Some(next);
+            out.push(Output::Do(Effect::Journal(next)));
+        }
+        let before_seal = self.at().is_some_and(|at| at <= At::Drained);
+        match failure {
+            // Only before Seal may the journal stop a handoff.
+            Some(error) if before_seal && entry.step != Step::Idle => {
+                self.fail(now, Reason::IoError, format!("the journal: {error}"), out);
+            }
+            Some(_) | None => self.step_if_journalled(now, out),
+        }
+    }
+
+    fn step_if_journalled(&mut self, now: Instant, out: &mut Out) {
+        let written = self.journal.written;
+        match self.at() {
+            Some(At::Preparing) if written == Some(Step::Prepare) => self.prepare(now, out),
+            Some(At::Drained) if written == Some(Step::Seal) => self.request_seal(out),
+            _ => {}
+        }
+    }
+
+    // The good path (C2).
+
+    fn start_handoff(&mut self, id: HandoffId, spec: Spec, out: &mut Out) {
+        self.state = State::Swap(Swap {
+            id,
+            spec,
+            incumbent: Incumbent::default(),
+            successor: Successor::default(),
+            prepared: false,
+            drained: false,
+            sealed: None,
+            seal_failed: false,
+            ready: None,
+            promoted: false,
+            trouble: None,
+            at: At::Probing,
+        });
+        self.journal.written = None;
+        self.journal(Step::Warm, out);
+        out.push(Output::Event(Event::Phase(Phase::Warm)));
+        self.want_probe(out);
+    }
+
+    fn hello(&mut self, now: Instant, from: Peer, message: Message, out: &mut Out) {
+        let config = self.config.clone();
+        let state = self.state_name();
+        let Some(swap) = self.swap() else { return };
+        let side = match from {
+            Peer::Incumbent => Side::Incumbent,
+            Peer::Successor => Side::Successor,
+        };
+        let Link::Opened(cred) = *swap.link(from) else {
+            return;
+        };
+        let Message::Hello {
+            role,
+            pid,
+            proto_min,
+            proto_max,
+            capabilities,
+            ..
+        } = message
+        else {
+            let message = short_name(&message);
+            return self.refuse(now, from, Violation::Unexpected { message, state }, out);
+        };
+        let started = swap.successor.leader.unwrap_or_default();
+        let violation = if role != side {
+            Some(Violation::WrongSide { announced: role })
+        } else if pid != cred.pid {
+            Some(Violation::WrongPid {
+                announced: pid,
+                actual: cred.pid,
+            })
+        } else if from == Peer::Successor
+            && cred.pid != started
+            && !(config.allow_wrappers && cred.descends)
+        {
+            Some(Violation::NotOurs {
+                actual: cred.pid,
+                started,
+            })
+        } else {
+            check_user(cred, config.uid, &config.allowed_uids).err()
+        };
+        if let Some(violation) = violation {
+            return self.refuse(now, from, violation, out);
+        }
+        let chosen =
+            match negotiate_version(config.proto_min, config.proto_max, proto_min, proto_max) {
+                Ok(chosen) => chosen,
+                Err(mismatch) => {
+                    return self.refuse(now, from, Violation::Versions(mismatch), out);
+                }
+            };
+        let steady = capabilities.has(Capabilities::STEADY_HEARTBEAT);
+        let ack = Message::HelloAck {
+            proto_version_chosen: chosen,
+            handoff_id: swap.id,
+        };
+        match from {
+            Peer::Incumbent => {
+                swap.incumbent.pid = Some(pid);
+                swap.incumbent.link = Link::Acked;
+                swap.incumbent.steady = steady;
+            }
+            Peer::Successor => {
+                swap.successor.pid = Some(pid);
+                swap.successor.link = Link::Acked;
+                swap.successor.steady = steady;
+                swap.successor.notice = capabilities.has(Capabilities::COMMIT_NOTICE);
+            }
+        }
+        let at = swap.at;
+        out.push(Output::Send {
+            to: from,
+            message: ack,
+        });
+        self.timers.clear(Timer::Hello(from));
+        self.timers
+            .set(Timer::Beat(from), now + config.timing.pulse.every);
+        if steady {
+            self.timers
+                .set(Timer::Silence(from), now + config.timing.pulse.silence);
+        }
+        match (from, at) {
+            (Peer::Successor, At::Warming) => {
+                self.goto(At::Connecting);
+                self.timers.set(
+                    Timer::Hello(Peer::Incumbent),
+                    now + config.timing.incumbent_hello,
+                );
+                Self::look(&mut self.connect, Effect::Connect, out);
+            }
+            (Peer::Incumbent, At::Connecting) => {
+                self.goto(At::Preparing);
+                self.journal(Step::Prepare, out);
+            }
+            _ => {}
+        }
+    }
+
+    fn prepare(&mut self, now: Instant, out: &mut Out) {
+        let slack = self.config.timing.slack;
+        let Some(swap) = self.swap() else { return };
+        let Spec {
+            deadline,
+            drain_grace,
+            ..
+        } = swap.spec;
+        swap.at = At::Draining;
+        swap.prepared = true;
+        let message = Message::PrepareHandoff {
+            handoff_id: swap.id,
+            successor_pid: swap.successor.pid.unwrap_or_default(),
+            deadline_ms: millis(deadline),
+            drain_grace_ms: millis(drain_grace),
+        };
+        out.push(Output::Event(Event::Phase(Phase::Drain)));
+        out.push(Output::Send {
+            to: Peer::Incumbent,
+            message,
+        });
+        self.timers.set(Timer::Deadline, now + deadline + slack);
+        self.timers.set(Timer::Drain, now + drain_grace + slack);
+        self.journal(Step::Seal, out);
+    }
+
+    fn request_seal(&mut self, out: &mut Out) {
+        let Some(swap) = self.swap() else { return };
+        swap.at = At::Sealing;
+        let message = Message::SealRequest {
+            handoff_id: swap.id,
+        };
+        out.push(Output::Event(Event::Phase(Phase::Seal)));
+        out.push(Output::Send {
+            to: Peer::Incumbent,
+            message,
+        });
+    }
+
+    fn begin(&mut self, now: Instant, out: &mut Out) {
+        let hung = now + self.config.timing.hung;
+        let Some(swap) = self.swap() else { return };
+        swap.at = At::Opening;
+        swap.successor.begun = true;
+        if swap.successor.link == Link::Acked {
+            let message = Message::Begin {
+                handoff_id: swap.id,
+            };
+            out.push(Output::Send {
+                to: Peer::Successor,
+                message,
+            });
+        }
+        if swap.promoted {
+            if swap.successor.link == Link::Closed {
+                self.timers.set(Timer::Hung, hung);
+            }
+            self.recheck_later(now);
+        }
+        out.push(Output::Event(Event::Phase(Phase::Open)));
+        self.journal(Step::Begin, out);
+    }
+
+    fn verify(&mut self, ready: Ready, out: &mut Out) {
+        let Some(swap) = self.swap() else { return };
+        swap.ready = Some(ready);
+        swap.at = At::Verifying;
+        self.timers
+            .retain(|timer| !matches!(timer, Timer::Deadline | Timer::Hung | Timer::Recheck));
+        self.want_check(out);
+    }
+
+    /// R6: what is wrong with a successor that says it is ready.
+    fn objection(&self, lock: LockState) -> Option<Trouble> {
+        let State::Swap(swap) = &self.state else {
+            return None;
+        };
+        let ready = swap.ready.as_ref()?;
+        let trouble = |reason, detail| Some(Trouble { reason, detail });
+        if !ready.healthz_ok {
+            return trouble(
+                Reason::Unhealthy,
+                "the successor calls itself unhealthy".to_string(),
+            );
+        }
+        if let Some(sealed) = &swap.sealed {
+            let regressed = Reason::RevisionRegressed;
+            let (was, is) = (sealed.len(), ready.revisions.len());
+            if was == 0 || is == 0 {
+                if self.config.strict {
+                    let detail = "revisions are required, and one side reports none";
+                    return trouble(regressed, detail.to_string());
+                }
+            } else if was != is {
+                let detail =
+                    format!("the incumbent sealed {was} shards, the successor opened {is}");
+                return trouble(regressed, detail);
+            } else if let Some((shard, (was, is))) = sealed
+                .iter()
+                .zip(&ready.revisions)
+                .enumerate()
+                .find(|(_, (was, is))| is < was)
+            {
+                let detail = format!("shard {shard} was sealed at {was}, but opened at {is}");
+                return trouble(regressed, detail);
+            }
+        }
+        match lock {
+            LockState::Free => {
+                let detail = "the successor is ready, but does not hold the data directory's lock";
+                trouble(Reason::Unhealthy, detail.to_string())
+            }
+            LockState::Held { pid } if pid.is_some() && pid == swap.incumbent.pid => {
+                let detail = "the successor is ready, but the incumbent holds the lock";
+                trouble(Reason::Unhealthy, detail.to_string())
+            }
+            LockState::Held { .. } | LockState::Unknown => None,
+        }
+    }
+
+    fn verified(&mut self, now: Instant, lock: LockState, out: &mut Out) {
+        let objection = self.objection(lock);
+        let Some(swap) = self.swap() else { return };
+        match objection {
+            Some(trouble) if swap.promoted || swap.incumbent.exited => {
+                swap.trouble = Some(trouble);
+                self.commit(now, out);
+            }
+            Some(Trouble { reason, detail }) => self.fail(now, reason, detail, out),
+            None => self.commit(now, out),
+        }
+    }
+
+    fn commit(&mut self, now: Instant, out: &mut Out) {
+        let Some(swap) = self.swap() else { return };
+        swap.at = At::Committing;
+        let message = Message::Commit {
+            handoff_id: swap.id,
+        };
+        out.push(Output::Event(Event::Phase(Phase::Commit)));
+        if swap.successor.link == Link::Acked && swap.successor.notice {
+            out.push(Output::Send {
+                to: Peer::Successor,
+                message: message.clone(),
+            });
+        }
+        if swap.incumbent.link == Link::Acked {
+            out.push(Output::Send {
+                to: Peer::Incumbent,
+                message,
+            });
+        }
+        self.timers.retain(|timer| matches!(timer, Timer::Beat(_)));
+        self.timers.set(Timer::Path, now + self.config.timing.path);
+        self.journal(Step::Commit, out);
+        self.want_probe(out);
+    }
+
+    // When something fails (R4, R5, R7).
+
+    fn fail(&mut self, now: Instant, reason: Reason, detail: String, out: &mut Out) {
+        let Some(swap) = self.swap() else { return };
+        let trouble = Trouble {
+            reason,
+            detail: clip(detail, 1024),
+        };
+        match swap.at {
+            At::Committing | At::Asking | At::Promoting | At::Ending | At::Confirming => {
+                swap.trouble.get_or_insert(trouble);
+            }
+            At::Probing => {
+                swap.trouble = Some(trouble);
+                self.finish(Verdict::Refused, None, out);
+            }
+            // The process is on its way; it is ended when it is there.
+            At::Spawning => swap.trouble = Some(trouble),
+            At::Warming
+            | At::Connecting
+            | At::Preparing
+            | At::Draining
+            | At::Drained
+            | At::Sealing
+            | At::Opening
+            | At::Verifying => {
+                swap.trouble.get_or_insert(trouble);
+                let could_serve = swap.successor.link == Link::Acked || swap.successor.begun;
+                if swap.successor.exited || !could_serve {
+                    self.end_successor(now, out);
+                } else {
+                    self.ask(now, out);
+                }
+            }
+        }
+    }
+
+    /// Is the incumbent there? Only then may the successor be ended (R5).
+    fn ask(&mut self, now: Instant, out: &mut Out) {
+        let timing = self.config.timing;
+        let Some(swap) = self.swap() else { return };
+        // Without X2 it reads nothing while a hook runs, and then heartbeats every 2 s only.
+        let patience = if swap.incumbent.steady {
+            timing.ask
+        } else {
+            timing.ask + timing.slack
+        };
+        let limit = now + patience;
+        swap.at = At::Asking;
+        let (gone, link) = (swap.incumbent.exited, swap.incumbent.link);
+        self.timers
+            .retain(|timer| !matches!(timer, Timer::Deadline | Timer::Drain | Timer::Hung));
+        if gone {
+            return self.promote(now, out);
+        }
+        self.timers.set(Timer::Ask, limit);
+        if link == Link::Acked {
+            let message = Message::Heartbeat { ts_ms: ASK_ALIVE };
+            out.push(Output::Send {
+                to: Peer::Incumbent,
+                message,
+            });
+        } else {
+            self.want_probe(out);
+        }
+    }
+
+    /// The incumbent is there, as of now.
+    fn incumbent_answered(&mut self, now: Instant, out: &mut Out) {
+        let Some(swap) = self.swap() else { return };
+        match swap.at {
+            At::Asking | At::Promoting => self.end_successor(now, out),
+            At::Opening if swap.promoted => self.end_successor(now, out),
+            _ => {}
+        }
+    }
+
+    /// The incumbent counts as gone: the successor is left to serve, however late (R5).
+    fn promote(&mut self, now: Instant, out: &mut Out) {
+        let allowed = self.config.promote;
+        let hung = now + self.config.timing.hung;
+        let Some(swap) = self.swap() else { return };
+        if !allowed || swap.successor.exited {
+            return self.end_successor(now, out);
+        }
+        swap.promoted = true;
+        let (ready, begun) = (swap.ready.is_some(), swap.successor.begun);
+        out.push(Output::Event(Event::Phase(Phase::Promote)));
+        self.timers
+            .retain(|t| !matches!(t, Timer::Ask | Timer::Deadline | Timer::Drain));
+        if ready {
+            self.goto(At::Verifying);
+            self.want_check(out);
+        } else if begun {
+            self.goto(At::Opening);
+            self.recheck_later(now);
+        } else {
+            self.goto(At::Promoting);
+            self.timers.set(Timer::Hung, hung);
+            self.want_check(out);
+        }
+    }
+
+    fn end_successor(&mut self, now: Instant, out: &mut Out) {
+        let grace = now + self.config.timing.end_grace;
+        let Some(swap) = self.swap() else { return };
+        swap.at = At::Ending;
+        let reason = swap
+            .trouble
+            .as_ref()
+            .map_or_else(String::new, |t| t.detail.clone());
+        let abort = Message::Abort {
+            handoff_id: swap.id,
+            reason,
+        };
+        out.push(Output::Event(Event::Phase(Phase::Rollback)));
+        if swap.successor.link == Link::Acked {
+            out.push(Output::Send {
+                to: Peer::Successor,
+                message: abort.clone(),
+            });
+        }
+        if swap.incumbent.link == Link::Acked
+            && swap.incumbent.steady
+            && swap.prepared
+            && !swap.seal_failed
+        {
+            out.push(Output::Send {
+                to: Peer::Incumbent,
+                message: abort,
+            });
+        }
+        let leader = swap.successor.leader;
+        self.timers
+            .retain(|timer| matches!(timer, Timer::Beat(_) | Timer::Silence(_)));
+        self.journal(Step::Abort, out);
+        match leader {
+            Some(pid) => {
+                out.push(Output::Do(Effect::Reap { pid }));
+                out.push(Output::Do(Effect::Signal {
+                    pid,
+                    signal: Signal::Term,
+                }));
+                self.timers.set(Timer::EndGrace, grace);
+            }
+            None => self.successor_ended(now, out),
+        }
+    }
+
+    /// Every process of the successor's is gone, or one will not die: the incumbent may go on (R4).
+    fn successor_ended(&mut self, now: Instant, out: &mut Out) {
+        let limit = now + self.config.timing.confirm;
+        let Some(swap) = self.swap() else { return };
+        if !swap.prepared && !swap.incumbent.exited {
+            let serving = swap.incumbent.pid;
+            return self.finish(Verdict::Refused, serving, out);
+        }
+        swap.at = At::Confirming;
+        let resume =
+            swap.incumbent.link == Link::Acked && !swap.seal_failed && !swap.successor.stuck;
+        let steady = swap.incumbent.steady;
+        let id = swap.id;
+        self.timers
+            .retain(|t| t == Timer::Beat(Peer::Incumbent) || t == Timer::Silence(Peer::Incumbent));
+        self.timers.set(Timer::Confirm, limit);
+        if resume {
+            let message = Message::ResumeAfterAbort { handoff_id: id };
+            out.push(Output::Send {
+                to: Peer::Incumbent,
+                message,
+            });
+        }
+        if resume && steady {
+            let message = Message::Heartbeat { ts_ms: ASK_RESUMED };
+            out.push(Output::Send {
+                to: Peer::Incumbent,
+                message,
+            });
+        } else {
+            // An incumbent may serve one connection at a time, so a probe needs this one closed.
+            self.close(Peer::Incumbent, out);
+            self.want_probe(out);
+        }
+    }
+
+    fn finish(&mut self, verdict: Verdict, serving: Option<u32>, out: &mut Out) {
+        self.close(Peer::Incumbent, out);
+        self.close(Peer::Successor, out);
+        self.journal(Step::Idle, out);
+        self.timers = Timers::default();
+        if self.connect == Flight::Out {
+            self.connect = Flight::Stale;
+        }
+        if let State::Swap(swap) = core::mem::replace(&mut self.state, State::Idle) {
+            let stuck = swap.successor.leader.filter(|_| swap.successor.stuck);
+            out.push(Output::Event(Event::Finished(Report {
+                id: swap.id,
+                verdict,
+                trouble: swap.trouble,
+                serving,
+                ready: swap.ready,
+                stuck,
+            })));
+        }
+    }
+
+    // Connections.
+
+    fn opened(&mut self, peer: Peer, cred: Credentials, out: &mut Out) {
+        let wanted = peer == Peer::Successor || self.connect == Flight::Out;
+        match self.swap().map(|swap| swap.link(peer)) {
+            Some(link) if wanted && *link == Link::None => *link = Link::Opened(cred),
+            _ => out.push(Output::Close { peer }),
+        }
+    }
+
+    fn connected(&mut self, now: Instant, result: Result<(), String>, out: &mut Out) {
+        let wanted = self.at() == Some(At::Connecting);
+        if !Self::fresh(&mut self.connect, Effect::Connect, wanted, out) {
+            return;
+        }
+        if let Err(error) = result
+            && wanted
+        {
+            self.fail(now, Reason::IncumbentLost, error, out);
+        }
+    }
+
+    fn close(&mut self, peer: Peer, out: &mut Out) {
+        if self.hung_up(peer) {
+            out.push(Output::Close { peer });
+        }
+    }
+
+    /// Notes that a connection is no more; whether it was one.
+    fn hung_up(&mut self, peer: Peer) -> bool {
+        let Some(swap) = self.swap() else {
+            return false;
+        };
+        let was = core::mem::replace(swap.link(peer), Link::Closed);
+        self.timers.retain(|t| {
+            t != Timer::Beat(peer) && t != Timer::Silence(peer) && t != Timer::Hello(peer)
+        });
+        !matches!(was, Link::None | Link::Closed)
+    }
+
+    fn refuse(&mut self, now: Instant, peer: Peer, violation: Violation, out: &mut Out) {
+        let state = self.state_name();
+        let reason = match violation {
+            Violation::Versions(_) => Reason::VersionMismatch,
+            _ => Reason::ProtocolViolation,
+        };
+        let detail = format!("{peer}: {violation}");
+        out.push(Output::Event(Event::PeerRefused {
+            peer,
+            violation,
+            state,
+        }));
+        self.close(peer, out);
+        self.lost(now, peer, Some((reason, detail)), out);
+    }
+
+    /// A connection is closed or dead.
+    fn lost(&mut self, now: Instant, peer: Peer, why: Option<(Reason, String)>, out: &mut Out) {
+        let hung = now + self.config.timing.hung;
+        let Some(swap) = self.swap() else { return };
+        let (at, promoted) = (swap.at, swap.promoted);
+        match (peer, at) {
+            (Peer::Incumbent, At::Asking | At::Confirming) | (Peer::Successor, At::Committing) => {
+                self.want_probe(out);
+            }
+            (Peer::Incumbent, At::Connecting | At::Preparing | At::Drained | At::Sealing) => {
+                let text = "the incumbent closed its connection".to_string();
+                let (reason, detail) = why.unwrap_or((Reason::IncumbentLost, text));
+                self.fail(now, reason, detail, out);
+            }
+            (Peer::Incumbent, At::Draining) => {
+                let text = "the incumbent closed its connection before it was drained".to_string();
+                let (reason, detail) = why.unwrap_or((Reason::DrainFailed, text));
+                self.fail(now, reason, detail, out);
+            }
+            // After Begin a successor goes on by itself (R3); the control path tells.
+            (Peer::Successor, At::Opening) if promoted => self.timers.set(Timer::Hung, hung),
+            (
+                Peer::Successor,
+                At::Warming
+                | At::Connecting
+                | At::Preparing
+                | At::Draining
+                | At::Drained
+                | At::Sealing
+                | At::Opening,
+            ) => {
+                let text = "the successor closed its connection".to_string();
+                let (reason, detail) = why.unwrap_or((Reason::SuccessorExited, text));
+                self.fail(now, reason, detail, out);
+            }
+            _ => {}
+        }
+    }
+
+    fn heard(&mut self, now: Instant, peer: Peer) {
+        let silence = now + self.config.timing.pulse.silence;
+        let Some(swap) = self.swap() else { return };
+        let steady = match peer {
+            Peer::Incumbent => swap.incumbent.steady,
+            Peer::Successor => swap.successor.steady,
+        };
+        if *swap.link(peer) == Link::Acked && steady {
+            self.timers.set(Timer::Silence(peer), silence);
+        }
+    }
+
+    fn message(&mut self, now: Instant, from: Peer, message: Message, out: &mut Out) {
+        let state = self.state_name();
+        let Some(swap) = self.swap() else { return };
+        match *swap.link(from) {
+            Link::None | Link::Closed => return,
+            Link::Opened(_) => return self.hello(now, from, message, out),
+            Link::Acked => {}
+        }
+        if let Some(got) = message.handoff_id()
+            && got != swap.id
+        {
+            let (message, expected) = (short_name(&message), swap.id);
+            return self.refuse(
+                now,
+                from,
+                Violation::WrongId {
+                    message,
+                    got,
+                    expected,
+                },
+                out,
+            );
+        }
+        // After a failure a message that crossed it on the way is no violation.
+        let crossed = matches!(
+            swap.at,
+            At::Asking | At::Promoting | At::Ending | At::Confirming
+        );
+        let at = swap.at;
+        let steady = swap.incumbent.steady;
+        match (from, message) {
+            (Peer::Incumbent, Message::Heartbeat { ts_ms }) => {
+                if at == At::Confirming && ts_ms == ASK_RESUMED && steady {
+                    let serving = swap.incumbent.pid;
+                    return self.finish(Verdict::RolledBack, serving, out);
+                }
+                if ts_ms == ASK_ALIVE || !steady {
+                    self.incumbent_answered(now, out);
+                }
+                return;
+            }
+            (Peer::Successor, Message::Heartbeat { .. }) => return,
+            (
+                Peer::Incumbent,
+                Message::Drained {
+                    open_conns_remaining,
+                    accept_closed,
+                },
+            ) if at == At::Draining || crossed => {
+                swap.drained = true;
+                let event = Event::Drained {
+                    open_conns_remaining,
+                    accept_closed,
+                };
+                out.push(Output::Event(event));
+                if at == At::Draining {
+                    self.timers.clear(Timer::Drain);
+                    self.goto(At::Drained);
+                    self.step_if_journalled(now, out);
+                }
+            }
+            (
+                Peer::Incumbent,
+                Message::SealProgress {
+                    shards_sealed,
+                    shards_total,
+                    last_revision,
+                },
+            ) if at == At::Sealing || crossed => {
+                let event = Event::SealProgress {
+                    shards_sealed,
+                    shards_total,
+                    last_revision,
+                };
+                out.push(Output::Event(event));
+            }
+            (
+                Peer::Incumbent,
+                Message::SealComplete {
+                    last_revision_per_shard,
+                    ..
+                },
+            ) if at == At::Sealing || crossed => {
+                swap.sealed = Some(last_revision_per_shard);
+                if at == At::Sealing {
+                    self.begin(now, out);
+                }
+            }
+            (
+                Peer::Incumbent,
+                Message::SealFailed {
+                    error,
+                    partial_state,
+                    ..
+                },
+            ) if at == At::Sealing || crossed => {
+                swap.seal_failed = true;
+                if at == At::Sealing {
+                    let detail = if partial_state.is_empty() {
+                        format!("the seal failed: {error}")
+                    } else {
+                        format!("the seal failed: {error} ({partial_state})")
+                    };
+                    self.fail(now, Reason::SealFailed, detail, out);
+                }
+            }
+            (
+                Peer::Successor,
+                Message::Ready {
+                    listening_on,
+                    healthz_ok,
+                    advertised_revision_per_shard,
+                    ..
+                },
+            ) if swap.successor.begun && (at == At::Opening || crossed) => {
+                let revisions = advertised_revision_per_shard;
+                let ready = Ready {
+                    listening_on,
+                    healthz_ok,
+                    revisions,
+                };
+                if at == At::Opening {
+                    self.verify(ready, out);
+                } else {
+                    swap.ready = Some(ready);
+                }
+            }
+            (_, message) => {
+                let message = short_name(&message);
+                return self.refuse(now, from, Violation::Unexpected { message, state }, out);
+            }
+        }
+        if from == Peer::Incumbent && !steady {
+            self.incumbent_answered(now, out);
+        }
+    }
+
+    // Completions.
+
+    fn exited(&mut self, now: Instant, pid: u32, status: &str, out: &mut Out) {
+        let wrappers = self.config.allow_wrappers;
+        if let State::Finding(finding) = &self.state {
+            if finding.started == Some(pid) {
+                self.timers = Timers::default();
+                self.state = State::Idle;
+                let text = format!("the daemon (pid {pid}) ended before it served: {status}");
+                out.push(Output::Event(Event::NobodyServes(text)));
+            }
+            return;
+        }
+        let Some(swap) = self.swap() else { return };
+        let at = swap.at;
+        // Where wrappers are allowed, the one that was started may leave the stage to its child.
+        let successor = swap
+            .successor
+            .pid
+            .or(swap.successor.leader.filter(|_| !wrappers));
+        let peer = if swap.incumbent.pid == Some(pid) {
+            Peer::Incumbent
+        } else if successor == Some(pid) {
+            Peer::Successor
+        } else {
+            return;
+        };
+        match peer {
+            Peer::Incumbent => {
+                swap.incumbent.exited = true;
+                match at {
+                    At::Connecting | At::Preparing | At::Draining | At::Drained | At::Sealing => {
+                        let detail = format!("the incumbent ended: {status}");
+                        self.fail(now, Reason::IncumbentLost, detail, out);
+                    }
+                    At::Asking => self.promote(now, out),
+                    At::Opening if !swap.promoted => {
+                        swap.promoted = true;
+                        let detail = format!("the incumbent ended: {status}");
+                        swap.trouble = Some(Trouble {
+                            reason: Reason::IncumbentLost,
+                            detail,
+                        });
+                        self.timers.clear(Timer::Deadline);
+                        self.recheck_later(now);
+                    }
+                    At::Promoting => self.want_check(out),
+                    At::Confirming => self.want_probe(out),
+                    At::Probing
+                    | At::Spawning
+                    | At::Warming
+                    | At::Opening
+                    | At::Verifying
+                    | At::Committing
+                    | At::Ending => {}
+                }
+            }
+            Peer::Successor => {
+                swap.successor.exited = true;
+                let detail = format!("the successor ended: {status}");
+                match at {
+                    At::Asking | At::Promoting => self.end_successor(now, out),
+                    At::Opening | At::Verifying if swap.promoted => {
+                        let reason = Reason::SuccessorExited;
+                        swap.trouble = Some(Trouble { reason, detail });
+                        self.end_successor(now, out);
+                    }
+                    At::Committing => {
+                        let reason = Reason::SuccessorExited;
+                        swap.trouble = Some(Trouble { reason, detail });
+                        self.finish(Verdict::Unknown, None, out);
+                    }
+                    At::Ending | At::Confirming => {}
+                    At::Probing
+                    | At::Spawning
+                    | At::Warming
+                    | At::Connecting
+                    | At::Preparing
+                    | At::Draining
+                    | At::Drained
+                    | At::Sealing
+                    | At::Opening
+                    | At::Verifying => self.fail(now, Reason::SuccessorExited, detail, out),
+                }
+            }
+        }
+    }
+
+    fn spawned(&mut self, now: Instant, result: Result<u32, String>, out: &mut Out) {
+        if let State::Finding(finding) = &mut self.state {
+            finding.spawning = false;
+            match result {
+                Ok(pid) => {
+                    finding.started = Some(pid);
+                    finding.own.push(pid);
+                    self.recheck_later(now);
+                }
+                Err(error) => {
+                    self.timers = Timers::default();
+                    self.state = State::Idle;
+                    out.push(Output::Event(Event::NobodyServes(error)));
+                }
+            }
+            return;
+        }
+        let Some(swap) = self.swap() else { return };
+        if swap.at != At::Spawning {
+            return;
+        }
+        match result {
+            Ok(pid) => {
+                swap.successor.leader = Some(pid);
+                swap.at = At::Warming;
+                let limit = now + swap.spec.hello_budget;
+                let failed = swap.trouble.is_some();
+                self.timers.set(Timer::Hello(Peer::Successor), limit);
+                self.journal(Step::Warm, out);
+                if failed {
+                    self.end_successor(now, out);
+                }
+            }
+            Err(detail) => {
+                let serving = swap.incumbent.pid;
+                swap.trouble = Some(Trouble {
+                    reason: Reason::SuccessorExecFailed,
+                    detail,
+                });
+                self.finish(Verdict::Refused, serving, out);
+            }
+        }
+    }
+
+    fn probed(&mut self, now: Instant, answer: Probed, out: &mut Out) {
+        let wanted = !matches!(self.state, State::Idle);
+        if !Self::fresh(&mut self.probe, Effect::Probe, wanted, out) {
+            return;
+        }
+        let who = match answer {
+            Probed::Answered { pid } => Some(pid),
+            Probed::Own | Probed::Silent => None,
+        };
+        match &self.state {
+            State::Idle => {}
+            State::Finding(_) => self.found(now, who, out),
+            State::Swap(_) => self.swap_probed(now, who, out),
+        }
+    }
+
+    fn swap_probed(&mut self, now: Instant, who: Option<u32>, out: &mut Out) {
+        let Some(swap) = self.swap() else { return };
+        let (incumbent, successor) = (swap.incumbent.pid, swap.successor.pid);
+        let gone = swap.incumbent.exited;
+        match (swap.at, who) {
+            (At::Probing, Some(pid)) => {
+                swap.incumbent.pid = Some(pid);
+                swap.at = At::Spawning;
+                out.push(Output::Do(Effect::Spawn { successor: true }));
+            }
+            (At::Probing, None) => {
+                let detail = "nobody answers on the control path".to_string();
+                self.fail(now, Reason::IncumbentLost, detail, out);
+            }
+            (At::Asking, Some(pid)) if Some(pid) != successor => {
+                self.incumbent_answered(now, out);
+            }
+            (At::Promoting, Some(pid)) if Some(pid) != successor => self.end_successor(now, out),
+            (At::Opening, Some(pid)) if swap.promoted => {
+                if Some(pid) == successor {
+                    self.finish(Verdict::Committed, Some(pid), out);
+                } else {
+                    self.end_successor(now, out);
+                }
+            }
+            (At::Committing, Some(pid)) if Some(pid) == successor => {
+                self.finish(Verdict::Committed, Some(pid), out);
+            }
+            (At::Confirming, Some(pid)) => {
+                let verdict = match (Some(pid) == incumbent, swap.drained) {
+                    (true, true) => Verdict::RolledBack,
+                    (true, false) if swap.trouble_is(Reason::DrainFailed) => Verdict::Refused,
+                    (true, false) => Verdict::RolledBack,
+                    (false, _) => Verdict::Unknown,
+                };
+                self.finish(verdict, Some(pid), out);
+            }
+            (At::Confirming, None) if gone => self.finish(Verdict::Unknown, None, out),
+            (At::Asking | At::Promoting | At::Opening | At::Committing | At::Confirming, _) => {
+                self.recheck_later(now);
+            }
+            _ => {}
+        }
+    }
+
+    fn lock_checked(&mut self, now: Instant, lock: LockState, out: &mut Out) {
+        let wanted = !matches!(self.state, State::Idle);
+        if !Self::fresh(&mut self.check, Effect::CheckLock, wanted, out) {
+            return;
+        }
+        match self.at() {
+            Some(At::Verifying) => self.verified(now, lock, out),
+            Some(At::Promoting) => match lock {
+                LockState::Free | LockState::Unknown => self.begin(now, out),
+                LockState::Held { .. } => self.recheck_later(now),
+            },
+            Some(_) => {}
+            None => self.found_lock(now, lock, out),
+        }
+    }
+
+    // Nobody serves? (R10, R17)
+
+    fn find(&mut self, own: Vec<u32>, out: &mut Out) {
+        let started = None;
+        let finding = Finding {
+            own,
+            started,
+            spawning: false,
+            ending: None,
+            told: false,
+        };
+        self.state = State::Finding(finding);
+        self.want_probe(out);
+    }
+
+    fn found(&mut self, now: Instant, who: Option<u32>, out: &mut Out) {
+        let State::Finding(finding) = &mut self.state else {
+            return;
+        };
+        match who {
+            Some(pid) => {
+                let started = finding.started == Some(pid);
+                self.timers = Timers::default();
+                self.state = State::Idle;
+                out.push(Output::Event(Event::Serving { pid, started }));
+            }
+            None => {
+                if finding.started.is_some() {
+                    self.recheck_later(now);
+                } else {
+                    self.want_check(out);
+                }
+            }
+        }
+    }
+
+    fn found_lock(&mut self, now: Instant, lock: LockState, out: &mut Out) {
+        let patience = now + self.config.timing.unanswered;
+        let State::Finding(finding) = &mut self.state else {
+            return;
+        };
+        match lock {
+            LockState::Free | LockState::Unknown if !finding.spawning => {
+                finding.spawning = true;
+                out.push(Output::Do(Effect::Spawn { successor: false }));
+            }
+            LockState::Held { pid: holder } => {
+                if !finding.told {
+                    finding.told = true;
+                    out.push(Output::Event(Event::Waiting { holder }));
+                }
+                let ours = holder.filter(|pid| finding.own.contains(pid));
+                if finding.ending != ours {
+                    finding.ending = ours;
+                    self.timers.set(Timer::Hung, patience);
+                }
+                self.recheck_later(now);
+            }
+            LockState::Free | LockState::Unknown => {}
+        }
+    }
+
+    // Time.
+
+    fn expired(&mut self, now: Instant, timer: Timer, out: &mut Out) {
+        let timing = self.config.timing;
+        match timer {
+            Timer::Beat(peer) => {
+                out.push(Output::Beat {
+                    to: peer,
+                    ts_ms: now.millis(),
+                });
+                self.timers.set(Timer::Beat(peer), now + timing.pulse.every);
+            }
+            Timer::Silence(peer) => {
+                out.push(Output::Event(Event::PeerRefused {
+                    peer,
+                    violation: Violation::Silent {
+                        awaited: "a heartbeat",
+                    },
+                    state: self.state_name(),
+                }));
+                self.close(peer, out);
+                self.lost(now, peer, None, out);
+            }
+            Timer::Hello(Peer::Successor) => {
+                let detail =
+                    "the successor did not say Hello within its warm-up budget".to_string();
+                self.fail(now, Reason::SuccessorHelloTimeout, detail, out);
+            }
+            Timer::Hello(Peer::Incumbent) => {
+                let detail = "the incumbent did not say Hello".to_string();
+                self.fail(now, Reason::IncumbentLost, detail, out);
+            }
+            Timer::Drain => {
+                let detail = "the drain outlived its grace".to_string();
+                self.fail(now, Reason::DrainTimeout, detail, out);
+            }
+            Timer::Deadline => {
+                let (reason, what) = match self.at() {
+                    Some(At::Draining) => (Reason::DrainTimeout, "drained"),
+                    Some(At::Drained | At::Sealing) => (Reason::SealTimeout, "sealed"),
+                    _ => (Reason::ReadyTimeout, "open"),
+                };
+                let detail = format!("the deadline passed before the data was {what}");
+                self.fail(now, reason, detail, out);
+            }
+            Timer::Ask => self.promote(now, out),
+            Timer::Recheck => match self.at() {
+                Some(At::Promoting) => {
+                    self.want_check(out);
+                    self.want_probe(out);
+                }
+                Some(_) => self.want_probe(out),
+                None if matches!(self.state, State::Finding(_)) => self.want_probe(out),
+                None => {}
+            },
+            Timer::EndGrace => self.force(now, out),
+            Timer::KillWait => {
+                if let Some(swap) = self.swap() {
+                    swap.successor.stuck = true;
+                    self.successor_ended(now, out);
+                }
+            }
+            Timer::Confirm => self.finish(Verdict::Unknown, None, out),
+            Timer::Path => {
+                if let Some(swap) = self.swap() {
+                    let detail = "the control path does not lead to the successor".to_string();
+                    swap.trouble.get_or_insert(Trouble {
+                        reason: Reason::IoError,
+                        detail,
+                    });
+                    self.finish(Verdict::Unknown, None, out);
+                }
+            }
+            Timer::Hung if self.at() == Some(At::Opening) => self.end_successor(now, out),
+            Timer::Hung => {
+                if let Some(pid) = self.being_ended() {
+                    out.push(Output::Do(Effect::Signal {
+                        pid,
+                        signal: Signal::Term,
+                    }));
+                    self.timers.set(Timer::EndGrace, now + timing.end_grace);
+                }
+            }
+        }
+    }
+
+    /// Whose process group gets the signals.
+    fn being_ended(&self) -> Option<u32> {
+        match &self.state {
+            // An incumbent that holds the lock and answers nobody (R17). The host knows whether it
+            // is its child, and refuses otherwise.
+            State::Swap(swap) if swap.at == At::Promoting => swap.incumbent.pid,
+            State::Swap(swap) => swap.successor.leader,
+            State::Finding(finding) => finding.ending,
+            State::Idle => None,
+        }
+    }
+
+    /// SIGTERM had its time.
+    fn force(&mut self, now: Instant, out: &mut Out) {
+        if let Some(pid) = self.being_ended() {
+            out.push(Output::Do(Effect::Signal {
+                pid,
+                signal: Signal::Kill,
+            }));
+        }
+        if self.at() == Some(At::Ending) {
+            self.timers
+                .set(Timer::KillWait, now + self.config.timing.kill_wait);
+        }
+    }
+
+    fn command(&mut self, now: Instant, command: Command, out: &mut Out) {
+        match (command, &self.state) {
+            (Command::Start { own }, State::Idle) => self.find(own, out),
+            (Command::Handoff { id, spec }, State::Idle) => self.start_handoff(id, spec, out),
+            (Command::Start { .. } | Command::Handoff { .. }, _) => {
+                out.push(Output::Event(Event::Busy));
+            }
+            (Command::Abort, State::Swap(swap)) if !swap.promoted => {
+                let detail = "the operator aborted it".to_string();
+                self.fail(now, Reason::OperatorAbort, detail, out);
+            }
+            (Command::Abort, _) => {}
+        }
+    }
+
+    fn goto(&mut self, at: At) {
+        if let Some(swap) = self.swap() {
+            swap.at = at;
+        }
+    }
+
+    fn done(&mut self, now: Instant, outcome: Outcome, out: &mut Out) {
+        match outcome {
+            Outcome::Probed(answer) => self.probed(now, answer, out),
+            Outcome::Spawned(result) => self.spawned(now, result, out),
+            Outcome::Connected(result) => self.connected(now, result, out),
+            Outcome::LockChecked(lock) => self.lock_checked(now, lock, out),
+            // What was signalled in vain is seen when it is not reaped in time.
+            Outcome::Signalled(_) => {}
+            Outcome::Reaped { pid } => {
+                let awaited =
+                    |swap: &mut Swap| swap.at == At::Ending && swap.successor.leader == Some(pid);
+                if self.swap().is_some_and(awaited) {
+                    self.successor_ended(now, out);
+                }
+            }
+            Outcome::Journalled(result) => self.journalled(now, result, out),
+            Outcome::Exited { pid, status } => self.exited(now, pid, &status, out),
+        }
+    }
+}
+
+impl Swap {
+    fn link(&mut self, peer: Peer) -> &mut Link {
+        match peer {
+            Peer::Incumbent => &mut self.incumbent.link,
+            Peer::Successor => &mut self.successor.link,
+        }
+    }
+
+    fn trouble_is(&self, reason: Reason) -> bool {
+        self.trouble
+            .as_ref()
+            .is_some_and(|trouble| trouble.reason == reason)
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Machine for Supervisor {
+    type Peer = Peer;
+    type Effect = Effect;
+    type Outcome = Outcome;
+    type Command = Command;
+    type Event = Event;
+    type Timer = Timer;
+
+    fn handle(&mut self, now: Instant, input: Input, out: &mut Out) {
+        match input {
+            Input::Tick => {
+                for _ in 0..self.timers.len() {
+                    let Some(timer) = self.timers.pop(now) else {
+                        break;
+                    };
+                    self.expired(now, timer, out);
+                }
+            }
+            Input::Opened { peer, cred } => self.opened(peer, cred, out),
+            Input::Heard { from } => {
+                self.heard(now, from);
+                let legacy = matches!(&self.state, State::Swap(s) if !s.incumbent.steady);
+                if from == Peer::Incumbent && legacy {
+                    self.incumbent_answered(now, out);
+                }
+            }
+            Input::Message { from, message } => {
+                self.heard(now, from);
+                self.message(now, from, message, out);
+            }
+            Input::Closed { from, how } => {
+                if !self.hung_up(from) {
+                    return;
+                }
+                let why = match how {
+                    Hangup::Eof => None,
+                    Hangup::Violation(violation) => {
+                        let detail = format!("{from}: {violation}");
+                        let state = self.state_name();
+                        let event = Event::PeerRefused {
+                            peer: from,
+                            violation,
+                            state,
+                        };
+                        out.push(Output::Event(event));
+                        Some((Reason::ProtocolViolation, detail))
+                    }
+                };
+                self.lost(now, from, why, out);
+            }
+            Input::Done(outcome) => self.done(now, outcome, out),
+            Input::Command(command) => self.command(now, command, out),
+        }
+    }
+
+    fn deadline(&self) -> Option<Deadline<Timer>> {
+        self.timers.next()
+    }
+
+    fn rebase(&mut self, by: Duration) {
+        self.timers.rebase(by);
+    }
+
+    fn state_name(&self) -> &'static str {
+        match &self.state {
+            State::Idle => "idle",
+            State::Finding(_) => "finding out who serves",
+            State::Swap(swap) => match swap.at {
+                At::Probing => "probing the incumbent",
+                At::Spawning => "starting the successor",
+                At::Warming => "awaiting the successor's Hello",
+                At::Connecting => "awaiting the incumbent's Hello",
+                At::Preparing => "writing the journal",
+                At::Draining => "awaiting Drained",
+                At::Drained => "writing the journal",
+                At::Sealing => "awaiting SealComplete",
+                At::Opening => "awaiting Ready",
+                At::Verifying => "checking the successor",
+                At::Committing => "awaiting the control path",
+                At::Asking => "asking the incumbent",
+                At::Promoting => "awaiting the lock",
+                At::Ending => "ending the successor",
+                At::Confirming => "confirming the rollback",
+            },
+        }
+    }
+}
