@@ -474,10 +474,7 @@ impl Retiring {
         match outcome {
             Outcome::Drained(result) => {
                 if let Err(error) = result {
-                    out.push(Output::Event(Event::HookFailed {
-                        hook: "drain",
-                        error,
-                    }));
+                    out.push(Output::Event(Event::HookFailed { hook: "drain", error }));
                 }
                 out.push(hook(Hook::Seal));
                 None
@@ -488,10 +485,7 @@ impl Retiring {
             }
             // The data may still be open: the lock goes with the process, not before it (R7).
             Outcome::Sealed(Err(SealFailure { error, .. })) => {
-                out.push(Output::Event(Event::HookFailed {
-                    hook: "seal",
-                    error,
-                }));
+                out.push(Output::Event(Event::HookFailed { hook: "seal", error }));
                 Some(self.ended.clone())
             }
             Outcome::Released(_) => Some(self.ended.clone()),
@@ -570,14 +564,12 @@ impl Machine for Daemon {
 
     fn deadline(&self) -> Option<Deadline<Timer>> {
         match self {
-            Self::Successor(machine) => machine.deadline().map(|d| Deadline {
-                at: d.at,
-                why: Timer::Successor(d.why),
-            }),
-            Self::Incumbent(machine) => machine.deadline().map(|d| Deadline {
-                at: d.at,
-                why: Timer::Incumbent(d.why),
-            }),
+            Self::Successor(machine) => {
+                machine.deadline().map(|d| Deadline { at: d.at, why: Timer::Successor(d.why) })
+            }
+            Self::Incumbent(machine) => {
+                machine.deadline().map(|d| Deadline { at: d.at, why: Timer::Incumbent(d.why) })
+            }
         }
     }
 

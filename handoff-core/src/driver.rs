@@ -54,11 +54,7 @@ struct Channel<P> {
 impl<P> Channel<P> {
     fn push(&mut self, message: &Message) {
         let version = self.version.unwrap_or(PROTO_MAX);
-        if let Message::HelloAck {
-            proto_version_chosen,
-            ..
-        } = message
-        {
+        if let Message::HelloAck { proto_version_chosen, .. } = message {
             self.settle(*proto_version_chosen);
         }
         // Machines bound what they say, so that every message of theirs fits a frame.
@@ -87,10 +83,7 @@ impl<M: Machine> Driver<M> {
     /// A driver without connections.
     #[must_use]
     pub const fn new(machine: M) -> Self {
-        Self {
-            machine,
-            channels: Vec::new(),
-        }
+        Self { machine, channels: Vec::new() }
     }
 
     /// The machine, to look at.
@@ -148,19 +141,12 @@ impl<M: Machine> Driver<M> {
             match channel.decoder.decode(&mut bytes) {
                 Ok(Some(frame)) => {
                     whole = true;
-                    if let Message::HelloAck {
-                        proto_version_chosen,
-                        ..
-                    } = frame.message
-                    {
+                    if let Message::HelloAck { proto_version_chosen, .. } = frame.message {
                         channel.settle(proto_version_chosen);
                     }
                     self.handle(
                         now,
-                        Input::Message {
-                            from: peer,
-                            message: frame.message,
-                        },
+                        Input::Message { from: peer, message: frame.message },
                         actions,
                     );
                 }
@@ -184,14 +170,7 @@ impl<M: Machine> Driver<M> {
     pub fn closed(&mut self, now: Instant, peer: M::Peer, actions: &mut Vec<ActionOf<M>>) {
         if self.channel(peer).is_some() {
             self.hang_up(peer, actions);
-            self.handle(
-                now,
-                Input::Closed {
-                    from: peer,
-                    how: Hangup::Eof,
-                },
-                actions,
-            );
+            self.handle(now, Input::Closed { from: peer, how: Hangup::Eof }, actions);
         }
     }
 
@@ -253,23 +232,14 @@ impl<M: Machine> Driver<M> {
     }
 
     fn channel(&mut self, peer: M::Peer) -> Option<&mut Channel<M::Peer>> {
-        self.channels
-            .iter_mut()
-            .find(|channel| channel.peer == peer)
+        self.channels.iter_mut().find(|channel| channel.peer == peer)
     }
 
     fn hang_up(&mut self, peer: M::Peer, actions: &mut Vec<ActionOf<M>>) {
-        if let Some(place) = self
-            .channels
-            .iter()
-            .position(|channel| channel.peer == peer)
-        {
+        if let Some(place) = self.channels.iter().position(|channel| channel.peer == peer) {
             let mut channel = self.channels.remove(place);
             channel.unsent.drain(..channel.taken);
-            actions.push(Action::Close {
-                peer,
-                unsent: channel.unsent,
-            });
+            actions.push(Action::Close { peer, unsent: channel.unsent });
         }
     }
 }

@@ -83,10 +83,7 @@ enum Step {
     /// The seal hook runs. No write is acknowledged from here on.
     Sealing { off: Option<Off> },
     /// The data is sealed; the lock is being released.
-    Releasing {
-        off: Option<Off>,
-        report: SealReport,
-    },
+    Releasing { off: Option<Off>, report: SealReport },
     /// SealComplete was said: the lock is the successor's to take.
     Sealed,
     /// The lock is being taken back.
@@ -239,11 +236,7 @@ impl Incumbent {
         if !self.answers() || self.conn(id).is_some() {
             return out.push(Output::Close { peer: id });
         }
-        self.conns.push(Conn {
-            id,
-            stage: Stage::Unsettled,
-            beats: false,
-        });
+        self.conns.push(Conn { id, stage: Stage::Unsettled, beats: false });
         if let Err(violation) = check_user(cred, self.config.uid, &self.config.allowed_uids) {
             return self.refuse(now, id, violation, out);
         }
@@ -278,11 +271,7 @@ impl Incumbent {
 
     fn refuse(&mut self, now: Instant, id: ConnId, violation: Violation, out: &mut Out) {
         let state = self.state_name();
-        out.push(Output::Event(Event::PeerRefused {
-            conn: id,
-            violation,
-            state,
-        }));
+        out.push(Output::Event(Event::PeerRefused { conn: id, violation, state }));
         self.close(now, id, out);
     }
 
@@ -313,10 +302,7 @@ impl Incumbent {
         let Some(conn) = self.conn(from) else { return };
         let stage = conn.stage.clone();
         let name = short_name(&message);
-        let unexpected = Violation::Unexpected {
-            message: name,
-            state: self.state_name(),
-        };
+        let unexpected = Violation::Unexpected { message: name, state: self.state_name() };
         let (id, prepared) = match stage {
             Stage::Unsettled => return self.refuse(now, from, unexpected, out),
             Stage::Greeted => return self.hello_ack(now, from, message, out),
@@ -330,22 +316,15 @@ impl Incumbent {
                 (State::Handoff(active), Message::PrepareHandoff { .. }) => {
                     Violation::Busy { active: active.id }
                 }
-                _ => Violation::WrongId {
-                    message: name,
-                    got,
-                    expected: id,
-                },
+                _ => Violation::WrongId { message: name, got, expected: id },
             };
             return self.refuse(now, from, violation, out);
         }
         match message {
             Message::Heartbeat { ts_ms } => self.heartbeat(now, from, ts_ms, out),
-            Message::PrepareHandoff {
-                successor_pid,
-                deadline_ms,
-                drain_grace_ms,
-                ..
-            } if !prepared => {
+            Message::PrepareHandoff { successor_pid, deadline_ms, drain_grace_ms, .. }
+                if !prepared =>
+            {
                 let deadline = Duration::from_millis(deadline_ms);
                 let grace = Duration::from_millis(drain_grace_ms).min(deadline);
                 self.prepare(now, from, id, successor_pid, (deadline, grace), out);
@@ -375,47 +354,32 @@ impl Incumbent {
     }
 
     fn hello_ack(&mut self, now: Instant, from: ConnId, message: Message, out: &mut Out) {
-        let Message::HelloAck {
-            proto_version_chosen: chosen,
-            handoff_id: id,
-        } = message
-        else {
+        let Message::HelloAck { proto_version_chosen: chosen, handoff_id: id } = message else {
             let (message, state) = (short_name(&message), "awaiting HelloAck");
             return self.refuse(now, from, Violation::Unexpected { message, state }, out);
         };
         let (min, max) = (self.config.proto_min, self.config.proto_max);
         if !(min..=max).contains(&chosen) {
-            return self.refuse(
-                now,
-                from,
-                Violation::ChosenVersion { chosen, min, max },
-                out,
-            );
+            return self.refuse(now, from, Violation::ChosenVersion { chosen, min, max }, out);
         }
         if let Some(conn) = self.conn(from) {
             conn.stage = Stage::Acked { id };
         }
         self.timers.clear(Timer::HelloAck(from));
-        self.timers
-            .set(Timer::Beat(from), now + self.config.timing.pulse.every);
-        self.timers
-            .set(Timer::Idle(from), now + self.config.timing.idle);
+        self.timers.set(Timer::Beat(from), now + self.config.timing.pulse.every);
+        self.timers.set(Timer::Idle(from), now + self.config.timing.idle);
     }
 
     fn heartbeat(&mut self, now: Instant, from: ConnId, ts_ms: u64, out: &mut Out) {
         let timing = self.config.timing;
         let Some(conn) = self.conn(from) else { return };
         conn.beats = true;
-        if let Stage::Prepared {
-            held: true, answer, ..
-        } = &mut conn.stage
-        {
+        if let Stage::Prepared { held: true, answer, .. } = &mut conn.stage {
             *answer = Some(ts_ms);
         } else {
             out.push(Output::Answer { to: from, ts_ms });
         }
-        self.timers
-            .set(Timer::Silence(from), now + timing.pulse.silence);
+        self.timers.set(Timer::Silence(from), now + timing.pulse.silence);
         if self.timers.at(Timer::Idle(from)).is_some() {
             self.timers.set(Timer::Idle(from), now + timing.idle);
         }
@@ -445,11 +409,7 @@ impl Incumbent {
             State::Retiring(_) | State::Ended => return self.close(now, from, out),
         }
         if let Some(conn) = self.conn(from) {
-            conn.stage = Stage::Prepared {
-                id,
-                held: false,
-                answer: None,
-            };
+            conn.stage = Stage::Prepared { id, held: false, answer: None };
         }
         self.timers.clear(Timer::Idle(from));
         self.timers.set(Timer::Deadline, now + deadline);
@@ -540,23 +500,15 @@ impl Incumbent {
             out.push(Output::Event(Event::HandoffOff { id, why }));
         }
         match &self.state {
-            State::Handoff(Handoff {
-                step: Step::Drained,
-                ..
-            }) => self.resume(false, out),
-            State::Handoff(Handoff {
-                step: Step::Sealed, ..
-            }) => self.reclaim(out),
+            State::Handoff(Handoff { step: Step::Drained, .. }) => self.resume(false, out),
+            State::Handoff(Handoff { step: Step::Sealed, .. }) => self.reclaim(out),
             _ => {}
         }
     }
 
     fn reclaim(&mut self, out: &mut Out) {
         if let State::Handoff(handoff) = &mut self.state {
-            let trying = Reclaiming {
-                trying: true,
-                ..Reclaiming::default()
-            };
+            let trying = Reclaiming { trying: true, ..Reclaiming::default() };
             handoff.step = Step::Reclaiming(trying);
             out.push(os(OsEffect::TakeLock));
         }
@@ -580,12 +532,7 @@ impl Incumbent {
     }
 
     fn resumed(&mut self, now: Instant, out: &mut Out) {
-        let State::Handoff(Handoff {
-            id,
-            conn,
-            step: Step::Resuming { hang_up },
-            ..
-        }) = self.state
+        let State::Handoff(Handoff { id, conn, step: Step::Resuming { hang_up }, .. }) = self.state
         else {
             return;
         };
@@ -604,8 +551,7 @@ impl Incumbent {
     }
 
     fn settle_conn(&mut self, now: Instant, id: ConnId, hang_up: bool, out: &mut Out) {
-        self.timers
-            .set(Timer::Idle(id), now + self.config.timing.idle);
+        self.timers.set(Timer::Idle(id), now + self.config.timing.idle);
         if let Some(conn) = self.conn(id)
             && let Stage::Prepared { held, answer, .. } = &mut conn.stage
         {
@@ -625,8 +571,7 @@ impl Incumbent {
             && self.answers()
         {
             out.push(Output::Event(Event::PathFailed(reason)));
-            self.timers
-                .set(Timer::RetryPath, now + self.config.timing.retry);
+            self.timers.set(Timer::RetryPath, now + self.config.timing.retry);
         }
     }
 
@@ -702,15 +647,7 @@ impl Incumbent {
                     return self.resume(false, out);
                 }
                 let partial_state = String::from("sealed, but the lock could not be released");
-                self.seal_failed(
-                    id,
-                    conn,
-                    SealFailure {
-                        error,
-                        partial_state,
-                    },
-                    out,
-                );
+                self.seal_failed(id, conn, SealFailure { error, partial_state }, out);
             }
             (Step::Reclaiming(_), Outcome::Lock(Ok(()))) => self.resume(false, out),
             (Step::Reclaiming(reclaiming), Outcome::Lock(Err(failure))) => {
@@ -750,22 +687,13 @@ impl Incumbent {
             (Ok(report), None) => {
                 handoff.step = Step::Drained;
                 if let Some(to) = handoff.conn {
-                    let DrainReport {
-                        open_conns_remaining,
-                        accept_closed,
-                    } = report;
-                    let message = Message::Drained {
-                        open_conns_remaining,
-                        accept_closed,
-                    };
+                    let DrainReport { open_conns_remaining, accept_closed } = report;
+                    let message = Message::Drained { open_conns_remaining, accept_closed };
                     out.push(Output::Send { to, message });
                 }
             }
             (Err(error), off) => {
-                out.push(Output::Event(Event::HookFailed {
-                    hook: "drain",
-                    error,
-                }));
+                out.push(Output::Event(Event::HookFailed { hook: "drain", error }));
                 if off.is_none() {
                     let why = Off::DrainFailed;
                     out.push(Output::Event(Event::HandoffOff { id, why }));
@@ -784,14 +712,8 @@ impl Incumbent {
         out: &mut Out,
     ) {
         let error = failure.error.clone();
-        out.push(Output::Event(Event::HookFailed {
-            hook: "seal",
-            error,
-        }));
-        out.push(Output::Event(Event::HandoffOff {
-            id,
-            why: Off::SealFailed,
-        }));
+        out.push(Output::Event(Event::HookFailed { hook: "seal", error }));
+        out.push(Output::Event(Event::HandoffOff { id, why: Off::SealFailed }));
         if let Some(to) = conn {
             let message = Message::SealFailed {
                 handoff_id: id,
@@ -804,25 +726,17 @@ impl Incumbent {
     }
 
     fn retry_lock_later(&mut self, now: Instant) {
-        if let State::Handoff(Handoff {
-            step: Step::Reclaiming(reclaiming),
-            ..
-        }) = &mut self.state
+        if let State::Handoff(Handoff { step: Step::Reclaiming(reclaiming), .. }) = &mut self.state
         {
             reclaiming.trying = false;
-            self.timers
-                .set(Timer::RetryLock, now + self.config.timing.retry);
+            self.timers.set(Timer::RetryLock, now + self.config.timing.retry);
         }
     }
 
     /// The lock is held by another, and the supervisor is gone: who serves? (R2)
     fn probed(&mut self, now: Instant, probed: Probed, out: &mut Out) {
         let State::Handoff(Handoff {
-            conn,
-            aborted,
-            late,
-            step: Step::Reclaiming(reclaiming),
-            ..
+            conn, aborted, late, step: Step::Reclaiming(reclaiming), ..
         }) = &mut self.state
         else {
             return;
@@ -836,8 +750,7 @@ impl Incumbent {
             Probed::Own | Probed::Silent if abandoned && *late => {
                 if reclaiming.ending == Ending::Not {
                     reclaiming.ending = Ending::Asked;
-                    self.timers
-                        .set(Timer::EndGrace, now + self.config.timing.end_grace);
+                    self.timers.set(Timer::EndGrace, now + self.config.timing.end_grace);
                     out.push(os(OsEffect::SignalSuccessor(Signal::Term)));
                 }
             }
@@ -858,13 +771,10 @@ impl Incumbent {
                 self.timers = Timers::default();
             }
             // The lock is not held, so there is nothing to give back.
-            State::Handoff(Handoff {
-                step: Step::Sealed, ..
-            }) => self.end(Ended::Stopped, out),
-            State::Handoff(Handoff {
-                step: Step::Reclaiming(reclaiming),
-                ..
-            }) if !reclaiming.trying => {
+            State::Handoff(Handoff { step: Step::Sealed, .. }) => self.end(Ended::Stopped, out),
+            State::Handoff(Handoff { step: Step::Reclaiming(reclaiming), .. })
+                if !reclaiming.trying =>
+            {
                 self.end(Ended::Stopped, out);
             }
             State::Handoff(_) => {
@@ -887,43 +797,21 @@ impl Incumbent {
     fn expired(&mut self, now: Instant, timer: Timer, out: &mut Out) {
         match timer {
             Timer::HelloAck(conn) => {
-                self.refuse(
-                    now,
-                    conn,
-                    Violation::Silent {
-                        awaited: "HelloAck",
-                    },
-                    out,
-                );
+                self.refuse(now, conn, Violation::Silent { awaited: "HelloAck" }, out);
             }
             Timer::Idle(conn) => {
                 let awaited = "a heartbeat or PrepareHandoff";
                 self.refuse(now, conn, Violation::Silent { awaited }, out);
             }
             Timer::Silence(conn) => {
-                self.refuse(
-                    now,
-                    conn,
-                    Violation::Silent {
-                        awaited: "a heartbeat",
-                    },
-                    out,
-                );
+                self.refuse(now, conn, Violation::Silent { awaited: "a heartbeat" }, out);
             }
             Timer::Beat(conn) => {
-                out.push(Output::Beat {
-                    to: conn,
-                    ts_ms: now.millis(),
-                });
-                self.timers
-                    .set(Timer::Beat(conn), now + self.config.timing.pulse.every);
+                out.push(Output::Beat { to: conn, ts_ms: now.millis() });
+                self.timers.set(Timer::Beat(conn), now + self.config.timing.pulse.every);
             }
             Timer::DrainGrace => {
-                if let State::Handoff(Handoff {
-                    step: Step::Draining { .. },
-                    ..
-                }) = self.state
-                {
+                if let State::Handoff(Handoff { step: Step::Draining { .. }, .. }) = self.state {
                     self.call_off(now, Off::DrainTimeout, out);
                 }
             }
@@ -938,10 +826,8 @@ impl Incumbent {
                 self.end(Ended::Crash(String::from(reason)), out);
             }
             Timer::RetryLock => {
-                if let State::Handoff(Handoff {
-                    step: Step::Reclaiming(reclaiming),
-                    ..
-                }) = &mut self.state
+                if let State::Handoff(Handoff { step: Step::Reclaiming(reclaiming), .. }) =
+                    &mut self.state
                 {
                     reclaiming.trying = true;
                     out.push(os(OsEffect::TakeLock));
@@ -949,10 +835,8 @@ impl Incumbent {
             }
             Timer::RetryPath => self.claim(out),
             Timer::EndGrace => {
-                if let State::Handoff(Handoff {
-                    step: Step::Reclaiming(reclaiming),
-                    ..
-                }) = &mut self.state
+                if let State::Handoff(Handoff { step: Step::Reclaiming(reclaiming), .. }) =
+                    &mut self.state
                     && reclaiming.ending == Ending::Asked
                 {
                     reclaiming.ending = Ending::Forced;
@@ -993,11 +877,7 @@ impl Machine for Incumbent {
                 }
                 if let Hangup::Violation(violation) = how {
                     let state = self.state_name();
-                    out.push(Output::Event(Event::PeerRefused {
-                        conn: from,
-                        violation,
-                        state,
-                    }));
+                    out.push(Output::Event(Event::PeerRefused { conn: from, violation, state }));
                 }
                 self.lost(now, from, out);
             }
@@ -1014,11 +894,8 @@ impl Machine for Incumbent {
                     ..
                 }) = self.state
                 {
-                    let message = Message::SealProgress {
-                        shards_sealed,
-                        shards_total,
-                        last_revision,
-                    };
+                    let message =
+                        Message::SealProgress { shards_sealed, shards_total, last_revision };
                     out.push(Output::Send { to, message });
                 }
             }

@@ -226,10 +226,7 @@ impl fmt::Display for Violation {
                 write!(f, "the peer announces itself as {announced:?}")
             }
             Self::WrongPid { announced, actual } => {
-                write!(
-                    f,
-                    "Hello names pid {announced}, but the kernel says {actual}"
-                )
+                write!(f, "Hello names pid {announced}, but the kernel says {actual}")
             }
             Self::NotOurs { actual, started } => {
                 write!(f, "pid {actual} speaks, but pid {started} was started")
@@ -237,20 +234,10 @@ impl fmt::Display for Violation {
             Self::WrongUser { uid } => write!(f, "uid {uid} is not allowed on this connection"),
             Self::Versions(mismatch) => mismatch.fmt(f),
             Self::ChosenVersion { chosen, min, max } => {
-                write!(
-                    f,
-                    "version {chosen} was chosen, but {min} to {max} were offered"
-                )
+                write!(f, "version {chosen} was chosen, but {min} to {max} were offered")
             }
-            Self::WrongId {
-                message,
-                got,
-                expected,
-            } => {
-                write!(
-                    f,
-                    "{message} carries handoff {got}, but this connection is for {expected}"
-                )
+            Self::WrongId { message, got, expected } => {
+                write!(f, "{message} carries handoff {got}, but this connection is for {expected}")
             }
             Self::Busy { active } => write!(f, "handoff {active} is active"),
             Self::Silent { awaited } => write!(f, "the peer kept silent; {awaited} was awaited"),

@@ -13,10 +13,7 @@ pub struct Pulse {
 
 impl Default for Pulse {
     fn default() -> Self {
-        Self {
-            every: Duration::from_secs(1),
-            silence: Duration::from_secs(5),
-        }
+        Self { every: Duration::from_secs(1), silence: Duration::from_secs(5) }
     }
 }
 

@@ -48,20 +48,9 @@ impl Probe {
             Ok(None) => return Ok(None),
             Err(error) => return Err(Violation::Wire(error)),
         };
-        let Message::Hello {
-            role,
-            pid,
-            build_id,
-            proto_min,
-            proto_max,
-            ..
-        } = frame.message
-        else {
+        let Message::Hello { role, pid, build_id, proto_min, proto_max, .. } = frame.message else {
             let message = short_name(&frame.message);
-            return Err(Violation::Unexpected {
-                message,
-                state: "probing",
-            });
+            return Err(Violation::Unexpected { message, state: "probing" });
         };
         if role != Side::Incumbent {
             return Err(Violation::WrongSide { announced: role });
@@ -69,10 +58,7 @@ impl Probe {
         let chosen = negotiate_version(PROTO_MIN, PROTO_MAX, proto_min, proto_max)
             .map_err(Violation::Versions)?;
         let mut ack = Vec::new();
-        let message = Message::HelloAck {
-            proto_version_chosen: chosen,
-            handoff_id: id,
-        };
+        let message = Message::HelloAck { proto_version_chosen: chosen, handoff_id: id };
         encode(&message, chosen, &mut ack).map_err(|_| Violation::Wire(WireError::Malformed))?;
         Ok(Some(Answer { pid, build_id, ack }))
     }

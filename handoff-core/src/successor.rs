@@ -133,14 +133,7 @@ impl Successor {
 
     fn with_link(config: Config, link: Link, says_hello_when_warm: bool) -> Self {
         let timers = Timers::default();
-        Self {
-            config,
-            link,
-            says_hello_when_warm,
-            warm: false,
-            timers,
-            state: State::Warming,
-        }
+        Self { config, link, says_hello_when_warm, warm: false, timers, state: State::Warming }
     }
 
     pub(crate) fn succeeded(&self) -> Option<Incumbent> {
@@ -151,10 +144,7 @@ impl Successor {
         if self.link != Link::Expected {
             return;
         }
-        self.link = Link::Open {
-            id: None,
-            beats: false,
-        };
+        self.link = Link::Open { id: None, beats: false };
         if let Err(violation) = check_user(cred, self.config.uid, &self.config.allowed_uids) {
             return self.refuse(violation, out);
         }
@@ -205,31 +195,17 @@ impl Successor {
             && expected != got
         {
             let message = short_name(&message);
-            return self.refuse(
-                Violation::WrongId {
-                    message,
-                    got,
-                    expected,
-                },
-                out,
-            );
+            return self.refuse(Violation::WrongId { message, got, expected }, out);
         }
         match (&self.state, message) {
-            (
-                State::Greeted,
-                Message::HelloAck {
-                    proto_version_chosen,
-                    handoff_id,
-                },
-            ) => {
+            (State::Greeted, Message::HelloAck { proto_version_chosen, handoff_id }) => {
                 let (min, max) = (self.config.proto_min, self.config.proto_max);
                 if !(min..=max).contains(&proto_version_chosen) {
                     let chosen = proto_version_chosen;
                     return self.refuse(Violation::ChosenVersion { chosen, min, max }, out);
                 }
                 *id = Some(handoff_id);
-                self.timers
-                    .set(Timer::Beat, now + self.config.timing.pulse.every);
+                self.timers.set(Timer::Beat, now + self.config.timing.pulse.every);
                 self.state = State::Acked;
             }
             (State::Acked, Message::Begin { .. }) => self.lock(now, out),
@@ -240,8 +216,7 @@ impl Successor {
             }
             (state, Message::Heartbeat { .. }) if !matches!(state, State::Greeted) => {
                 *beats = true;
-                self.timers
-                    .set(Timer::Silence, now + self.config.timing.pulse.silence);
+                self.timers.set(Timer::Silence, now + self.config.timing.pulse.silence);
             }
             (_, message) => {
                 let (message, state) = (short_name(&message), self.state_name());
@@ -252,19 +227,14 @@ impl Successor {
 
     fn heard(&mut self, now: Instant) {
         if matches!(self.link, Link::Open { beats: true, .. }) {
-            self.timers
-                .set(Timer::Silence, now + self.config.timing.pulse.silence);
+            self.timers.set(Timer::Silence, now + self.config.timing.pulse.silence);
         }
     }
 
     fn refuse(&mut self, violation: Violation, out: &mut Out) {
         let state = self.state_name();
         let conn = ConnId::SUPERVISOR;
-        out.push(Output::Event(Event::PeerRefused {
-            conn,
-            violation,
-            state,
-        }));
+        out.push(Output::Event(Event::PeerRefused { conn, violation, state }));
         out.push(Output::Close { peer: conn });
         self.supervisor_lost(out);
     }
@@ -272,16 +242,10 @@ impl Successor {
     /// The connection is closed or dead (R3).
     fn supervisor_lost(&mut self, out: &mut Out) {
         self.link = Link::Gone;
-        self.timers
-            .retain(|timer| !matches!(timer, Timer::Beat | Timer::Silence));
+        self.timers.retain(|timer| !matches!(timer, Timer::Beat | Timer::Silence));
         match self.state {
             State::Warming | State::Greeted | State::Acked => {
-                self.end(
-                    Ended::StoodDown {
-                        why: StandDown::SupervisorGone,
-                    },
-                    out,
-                );
+                self.end(Ended::StoodDown { why: StandDown::SupervisorGone }, out);
             }
             State::Ready => self.become_incumbent(out),
             State::Locking(_)
@@ -295,20 +259,14 @@ impl Successor {
     }
 
     fn lock(&mut self, now: Instant, out: &mut Out) {
-        self.timers
-            .set(Timer::LockBound, now + self.config.timing.lock_bound);
-        self.state = State::Locking(Locking {
-            last: None,
-            in_flight: true,
-        });
+        self.timers.set(Timer::LockBound, now + self.config.timing.lock_bound);
+        self.state = State::Locking(Locking { last: None, in_flight: true });
         out.push(os(OsEffect::TakeLock));
     }
 
     fn become_incumbent(&mut self, out: &mut Out) {
         if matches!(self.link, Link::Open { .. }) {
-            out.push(Output::Close {
-                peer: ConnId::SUPERVISOR,
-            });
+            out.push(Output::Close { peer: ConnId::SUPERVISOR });
             self.link = Link::Gone;
         }
         self.timers = Timers::default();
@@ -319,12 +277,8 @@ impl Successor {
     fn done(&mut self, now: Instant, outcome: Outcome, out: &mut Out) {
         match (&mut self.state, outcome) {
             (State::Locking(_), Outcome::Lock(Ok(()))) => {
-                self.timers
-                    .retain(|t| !matches!(t, Timer::LockBound | Timer::RetryLock));
-                self.state = State::Opening(Opening {
-                    asked: self.warm,
-                    ..Opening::default()
-                });
+                self.timers.retain(|t| !matches!(t, Timer::LockBound | Timer::RetryLock));
+                self.state = State::Opening(Opening { asked: self.warm, ..Opening::default() });
                 out.push(os(OsEffect::StagePath));
                 if self.warm {
                     out.push(hook(Hook::Open));
@@ -340,22 +294,15 @@ impl Successor {
                     out.push(os(OsEffect::Probe));
                 } else {
                     locking.in_flight = false;
-                    self.timers
-                        .set(Timer::RetryLock, now + self.config.timing.retry);
+                    self.timers.set(Timer::RetryLock, now + self.config.timing.retry);
                 }
             }
             (State::Locking(_), Outcome::Probed(Probed::Answered { pid })) => {
-                self.end(
-                    Ended::StoodDown {
-                        why: StandDown::OtherServes { pid },
-                    },
-                    out,
-                );
+                self.end(Ended::StoodDown { why: StandDown::OtherServes { pid } }, out);
             }
             (State::Locking(locking), Outcome::Probed(Probed::Own | Probed::Silent)) => {
                 locking.in_flight = false;
-                self.timers
-                    .set(Timer::RetryLock, now + self.config.timing.retry);
+                self.timers.set(Timer::RetryLock, now + self.config.timing.retry);
             }
             (State::Opening(opening), Outcome::Opened(Ok(readiness))) => {
                 opening.readiness = Some(readiness);
@@ -364,10 +311,7 @@ impl Successor {
             (State::Opening(_), Outcome::Opened(Err(error))) => {
                 out.push(os(OsEffect::ReleaseLock));
                 let ended = Ended::OpenFailed(error);
-                self.state = State::Leaving(Leaving {
-                    awaits: Awaits::Release,
-                    ended,
-                });
+                self.state = State::Leaving(Leaving { awaits: Awaits::Release, ended });
             }
             (State::Opening(opening), Outcome::Staged(Ok(()))) => {
                 opening.staged = true;
@@ -376,8 +320,7 @@ impl Successor {
             (State::Opening(_), Outcome::Staged(Err(reason)))
             | (State::Claiming, Outcome::Claimed(Err(reason))) => {
                 out.push(Output::Event(Event::PathFailed(reason)));
-                self.timers
-                    .set(Timer::RetryPath, now + self.config.timing.retry);
+                self.timers.set(Timer::RetryPath, now + self.config.timing.retry);
             }
             (State::Claiming, Outcome::Claimed(Ok(()))) => {
                 self.state = State::Incumbent;
@@ -412,36 +355,19 @@ impl Successor {
 
     /// Everything that can fail is done before Ready is said (R6).
     fn ready_if_complete(&mut self, now: Instant, out: &mut Out) {
-        let State::Opening(Opening {
-            readiness,
-            staged: true,
-            ..
-        }) = &mut self.state
-        else {
+        let State::Opening(Opening { readiness, staged: true, .. }) = &mut self.state else {
             return;
         };
         let Some(readiness) = readiness.take() else {
             return;
         };
         self.timers.clear(Timer::RetryPath);
-        let Link::Open {
-            id: Some(handoff_id),
-            ..
-        } = self.link
-        else {
+        let Link::Open { id: Some(handoff_id), .. } = self.link else {
             return self.become_incumbent(out);
         };
-        let Readiness {
-            listening_on,
-            healthz_ok,
-            mut revisions,
-        } = readiness;
+        let Readiness { listening_on, healthz_ok, mut revisions } = readiness;
         revisions.truncate(MAX_SHARDS);
-        let listening_on = listening_on
-            .into_iter()
-            .take(64)
-            .map(|text| clip(text, 256))
-            .collect();
+        let listening_on = listening_on.into_iter().take(64).map(|text| clip(text, 256)).collect();
         out.push(Output::Send {
             to: ConnId::SUPERVISOR,
             message: Message::Ready {
@@ -451,8 +377,7 @@ impl Successor {
                 advertised_revision_per_shard: revisions,
             },
         });
-        self.timers
-            .set(Timer::Verdict, now + self.config.timing.verdict);
+        self.timers.set(Timer::Verdict, now + self.config.timing.verdict);
         self.state = State::Ready;
     }
 
@@ -460,37 +385,21 @@ impl Successor {
     fn leave(&mut self, now: Instant, ended: Ended, out: &mut Out) {
         match &self.state {
             State::Warming | State::Greeted | State::Acked => self.end(ended, out),
-            State::Locking(Locking {
-                in_flight: false, ..
-            }) => self.end(ended, out),
-            State::Locking(Locking {
-                in_flight: true, ..
-            }) => {
+            State::Locking(Locking { in_flight: false, .. }) => self.end(ended, out),
+            State::Locking(Locking { in_flight: true, .. }) => {
                 self.timers = Timers::default();
-                self.state = State::Leaving(Leaving {
-                    awaits: Awaits::Lock,
-                    ended,
-                });
+                self.state = State::Leaving(Leaving { awaits: Awaits::Lock, ended });
             }
             State::Opening(Opening { asked: false, .. }) => {
                 out.push(os(OsEffect::ReleaseLock));
                 self.timers = Timers::default();
-                self.state = State::Leaving(Leaving {
-                    awaits: Awaits::Release,
-                    ended,
-                });
+                self.state = State::Leaving(Leaving { awaits: Awaits::Release, ended });
             }
-            State::Opening(Opening {
-                readiness: None, ..
-            }) => {
+            State::Opening(Opening { readiness: None, .. }) => {
                 out.push(Output::Cancel);
                 self.timers = Timers::default();
-                self.timers
-                    .set(Timer::HookStuck, now + self.config.timing.hook_stuck);
-                self.state = State::Leaving(Leaving {
-                    awaits: Awaits::Hook,
-                    ended,
-                });
+                self.timers.set(Timer::HookStuck, now + self.config.timing.hook_stuck);
+                self.state = State::Leaving(Leaving { awaits: Awaits::Hook, ended });
             }
             State::Opening(_) | State::Ready | State::Claiming => self.retire(ended, out),
             State::Incumbent | State::Leaving(_) | State::Retiring(_) | State::Ended => {}
@@ -505,9 +414,7 @@ impl Successor {
 
     fn end(&mut self, ended: Ended, out: &mut Out) {
         if matches!(self.link, Link::Open { .. }) {
-            out.push(Output::Close {
-                peer: ConnId::SUPERVISOR,
-            });
+            out.push(Output::Close { peer: ConnId::SUPERVISOR });
             self.link = Link::Gone;
         }
         self.timers = Timers::default();
@@ -518,19 +425,10 @@ impl Successor {
     fn expired(&mut self, now: Instant, timer: Timer, out: &mut Out) {
         match timer {
             Timer::Beat => {
-                out.push(Output::Beat {
-                    to: ConnId::SUPERVISOR,
-                    ts_ms: now.millis(),
-                });
-                self.timers
-                    .set(Timer::Beat, now + self.config.timing.pulse.every);
+                out.push(Output::Beat { to: ConnId::SUPERVISOR, ts_ms: now.millis() });
+                self.timers.set(Timer::Beat, now + self.config.timing.pulse.every);
             }
-            Timer::Silence => self.refuse(
-                Violation::Silent {
-                    awaited: "a heartbeat",
-                },
-                out,
-            ),
+            Timer::Silence => self.refuse(Violation::Silent { awaited: "a heartbeat" }, out),
             Timer::RetryLock => {
                 if let State::Locking(locking) = &mut self.state {
                     locking.in_flight = true;
@@ -547,13 +445,7 @@ impl Successor {
                     State::Locking(locking) => locking.last.clone(),
                     _ => None,
                 };
-                self.leave(
-                    now,
-                    Ended::StoodDown {
-                        why: StandDown::NoLock(last),
-                    },
-                    out,
-                );
+                self.leave(now, Ended::StoodDown { why: StandDown::NoLock(last) }, out);
             }
             Timer::Verdict => self.become_incumbent(out),
             Timer::HookStuck => {
@@ -582,34 +474,19 @@ impl Machine for Successor {
                     self.expired(now, timer, out);
                 }
             }
-            Input::Opened {
-                peer: ConnId::SUPERVISOR,
-                cred,
-            } => self.opened(cred, out),
-            Input::Message {
-                from: ConnId::SUPERVISOR,
-                message,
-            } => {
+            Input::Opened { peer: ConnId::SUPERVISOR, cred } => self.opened(cred, out),
+            Input::Message { from: ConnId::SUPERVISOR, message } => {
                 self.heard(now);
                 self.message(now, message, out);
             }
-            Input::Heard {
-                from: ConnId::SUPERVISOR,
-            } => self.heard(now),
-            Input::Closed {
-                from: ConnId::SUPERVISOR,
-                how,
-            } => {
+            Input::Heard { from: ConnId::SUPERVISOR } => self.heard(now),
+            Input::Closed { from: ConnId::SUPERVISOR, how } => {
                 if matches!(self.link, Link::Gone) {
                     return;
                 }
                 if let Hangup::Violation(violation) = how {
                     let (conn, state) = (ConnId::SUPERVISOR, self.state_name());
-                    out.push(Output::Event(Event::PeerRefused {
-                        conn,
-                        violation,
-                        state,
-                    }));
+                    out.push(Output::Event(Event::PeerRefused { conn, violation, state }));
                 }
                 self.supervisor_lost(out);
             }

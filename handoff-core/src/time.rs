@@ -71,9 +71,7 @@ pub struct Timers<K> {
 
 impl<K> Default for Timers<K> {
     fn default() -> Self {
-        Self {
-            entries: Vec::new(),
-        }
+        Self { entries: Vec::new() }
     }
 }
 
@@ -99,10 +97,7 @@ impl<K: Copy + Ord> Timers<K> {
     /// When `key` expires, if it is set.
     #[must_use]
     pub fn at(&self, key: K) -> Option<Instant> {
-        self.entries
-            .iter()
-            .find(|&&(k, _)| k == key)
-            .map(|&(_, at)| at)
+        self.entries.iter().find(|&&(k, _)| k == key).map(|&(_, at)| at)
     }
 
     /// The earliest deadline; the lowest key where several are due at once.

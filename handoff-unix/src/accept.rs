@@ -101,9 +101,7 @@ impl<L: Listener> Acceptor<L> {
     /// A handle that stops the acceptor.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
-        Stopper {
-            gate: Arc::clone(&self.gate),
-        }
+        Stopper { gate: Arc::clone(&self.gate) }
     }
 
     /// The listener.
@@ -235,10 +233,7 @@ impl Gate {
     fn enter(&self) -> Option<Turn<'_>> {
         let mut state = self.state();
         while state.busy && !state.stopped {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.stopped {
             return None;
@@ -348,9 +343,8 @@ mod tests {
                     for _ in 0..4 {
                         scope.spawn(serve);
                     }
-                    let clients: Vec<_> = (0..20)
-                        .map(|_| TcpStream::connect(address).unwrap())
-                        .collect();
+                    let clients: Vec<_> =
+                        (0..20).map(|_| TcpStream::connect(address).unwrap()).collect();
                     // Dropped by the server when it was accepted.
                     for mut client in clients {
                         assert_eq!(client.read(&mut [0]).unwrap(), 0);

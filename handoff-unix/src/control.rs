@@ -52,10 +52,8 @@ impl ControlPath {
             return Err(ControlPathError::Empty);
         }
         let given = path.as_os_str().as_bytes();
-        let (true, false) = (
-            !given.ends_with(b"/") && !given.ends_with(b"/."),
-            given.contains(&0),
-        ) else {
+        let (true, false) = (!given.ends_with(b"/") && !given.ends_with(b"/."), given.contains(&0))
+        else {
             return Err(ControlPathError::NotAFileName { path });
         };
         let path =
@@ -68,11 +66,7 @@ impl ControlPath {
         if len > limit {
             return Err(ControlPathError::TooLong { path, len, limit });
         }
-        Ok(Self {
-            parent: parent.to_owned(),
-            name: name.to_owned(),
-            path,
-        })
+        Ok(Self { parent: parent.to_owned(), name: name.to_owned(), path })
     }
 
     /// The absolute path.
@@ -104,12 +98,7 @@ impl ControlPath {
         let stat = rustix::fs::lstat(&staging).map_err(|e| io("find", e.into()))?;
         let id = (stat.st_dev, stat.st_ino);
         staged().push(id);
-        let control = ControlSocket {
-            listener: socket.into(),
-            id,
-            path: self.clone(),
-            staging,
-        };
+        let control = ControlSocket { listener: socket.into(), id, path: self.clone(), staging };
         let io = |what, e: io::Error| ControlPathError::io(&control.staging, what, e);
         // The umask may have taken away bits that are wanted.
         if stat.st_mode & 0o777 != MODE {
@@ -266,11 +255,7 @@ impl ControlSocket {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(self.lost()),
             Err(e) => return Err(ControlPathError::io(self.path.as_path(), "rename to", e)),
         }
-        if self.leads_here() {
-            Ok(())
-        } else {
-            Err(self.lost())
-        }
+        if self.leads_here() { Ok(()) } else { Err(self.lost()) }
     }
 
     fn is_staged(&self) -> bool {
@@ -278,9 +263,7 @@ impl ControlSocket {
     }
 
     fn lost(&self) -> ControlPathError {
-        ControlPathError::Lost {
-            path: self.path.path.clone(),
-        }
+        ControlPathError::Lost { path: self.path.path.clone() }
     }
 }
 
@@ -365,11 +348,7 @@ pub enum ControlPathError {
 
 impl ControlPathError {
     fn io(path: &Path, what: &'static str, source: io::Error) -> Self {
-        Self::Io {
-            path: path.to_owned(),
-            what,
-            source,
-        }
+        Self::Io { path: path.to_owned(), what, source }
     }
 }
 
@@ -424,9 +403,7 @@ mod tests {
     }
 
     fn is_nonblocking(fd: &impl std::os::fd::AsFd) -> bool {
-        rustix::fs::fcntl_getfl(fd)
-            .unwrap()
-            .contains(rustix::fs::OFlags::NONBLOCK)
+        rustix::fs::fcntl_getfl(fd).unwrap().contains(rustix::fs::OFlags::NONBLOCK)
     }
 
     #[test]
@@ -473,10 +450,7 @@ mod tests {
         let control = control(&dir);
         let socket = control.stage().unwrap();
         fs::remove_file(&socket.staging).unwrap();
-        assert!(matches!(
-            socket.publish(),
-            Err(ControlPathError::Lost { .. })
-        ));
+        assert!(matches!(socket.publish(), Err(ControlPathError::Lost { .. })));
 
         let socket = control.stage().unwrap();
         socket.publish().unwrap();
@@ -512,11 +486,7 @@ mod tests {
         bind(format!("other.{}.staging", dead.id()));
         bind("control sock.x1.staging".into());
         bind("control sock".into());
-        fs::write(
-            dir.path().join("control sock.4194303.staging"),
-            "not a socket",
-        )
-        .unwrap();
+        fs::write(dir.path().join("control sock.4194303.staging"), "not a socket").unwrap();
 
         control.remove_stale();
         let mut expected = vec![
@@ -570,10 +540,7 @@ mod tests {
         assert!(text("/run/a\0b").contains("file name"));
         let long = format!("/run/{}", "x".repeat(87));
         let said = text(&long);
-        assert!(
-            said.contains("92 bytes") && said.contains("limit is 91"),
-            "{said}"
-        );
+        assert!(said.contains("92 bytes") && said.contains("limit is 91"), "{said}");
 
         let longest = ControlPath::new(long[..91].into()).unwrap();
         SocketAddrUnix::new(longest.staging_path(4_194_304)).unwrap();

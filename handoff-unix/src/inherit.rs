@@ -121,10 +121,8 @@ impl Inherited {
         }
         let names = if for_us {
             let count = number(LISTEN_FDS, "a number of descriptors")?.unwrap_or(0);
-            let count = usize::try_from(count)
-                .ok()
-                .filter(|count| *count <= MAX_FDS)
-                .ok_or_else(|| {
+            let count =
+                usize::try_from(count).ok().filter(|count| *count <= MAX_FDS).ok_or_else(|| {
                     InheritError::variable(LISTEN_FDS, count.to_string(), "at most 65536")
                 })?;
             match lookup(LISTEN_FDNAMES) {
@@ -171,12 +169,7 @@ impl Inherited {
             );
             hello_budget = number(HANDOFF_HELLO_MS, "milliseconds")?.map(Duration::from_millis);
         }
-        Ok(Announced {
-            names,
-            role,
-            control,
-            hello_budget,
-        })
+        Ok(Announced { names, role, control, hello_budget })
     }
 
     /// Owns what was announced. Callers make sure that it happens once per process.
@@ -213,12 +206,7 @@ impl Inherited {
                 Some(UnixStream::from(owned))
             }
         };
-        Ok(Self {
-            listeners,
-            role: announced.role,
-            control,
-            hello_budget: announced.hello_budget,
-        })
+        Ok(Self { listeners, role: announced.role, control, hello_budget: announced.hello_budget })
     }
 
     /// What this process was started as.
@@ -265,9 +253,7 @@ impl Inherited {
 
     /// The descriptors nobody has taken, with their names.
     pub fn unclaimed(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
-        self.listeners
-            .iter()
-            .map(|(name, fd)| (name.as_str(), fd.as_fd()))
+        self.listeners.iter().map(|(name, fd)| (name.as_str(), fd.as_fd()))
     }
 
     fn take_kind(&mut self, name: &str, kind: Kind) -> Result<Option<OwnedFd>, InheritError> {
@@ -349,11 +335,7 @@ impl InheritError {
         value: impl Into<OsString>,
         expected: &'static str,
     ) -> Self {
-        Self::Variable {
-            variable,
-            value: value.into(),
-            expected,
-        }
+        Self::Variable { variable, value: value.into(), expected }
     }
 }
 
@@ -410,11 +392,7 @@ fn expect_kind(fd: BorrowedFd<'_>, expected: Kind) -> Result<(), String> {
         (_, SocketType::DGRAM, _) => return Err("a datagram socket".to_owned()),
         _ => return Err("a socket of another type".to_owned()),
     };
-    if found == expected {
-        Ok(())
-    } else {
-        Err(found.name().to_owned())
-    }
+    if found == expected { Ok(()) } else { Err(found.name().to_owned()) }
 }
 
 #[cfg(test)]
@@ -437,17 +415,9 @@ mod tests {
 
     #[test]
     fn r13_nothing_announced_is_a_cold_start() {
-        let cold = Announced {
-            names: vec![],
-            role: Role::Cold,
-            control: None,
-            hello_budget: None,
-        };
+        let cold = Announced { names: vec![], role: Role::Cold, control: None, hello_budget: None };
         assert_eq!(parse(&[]).unwrap(), cold);
-        assert_eq!(
-            parse(&[("HANDOFF_ROLE", ""), ("LISTEN_FDS", "")]).unwrap(),
-            cold
-        );
+        assert_eq!(parse(&[("HANDOFF_ROLE", ""), ("LISTEN_FDS", "")]).unwrap(), cold);
         assert_eq!(parse(&[("HANDOFF_SOCK_FD", "9")]).unwrap(), cold);
     }
 
@@ -478,10 +448,7 @@ mod tests {
         // Even if they make no sense.
         assert!(names(&[("LISTEN_FDS", "x"), ("LISTEN_PID", "78")]).is_empty());
         assert!(names(&[("LISTEN_FDNAMES", "a:b")]).is_empty());
-        assert_eq!(
-            names(&[("LISTEN_FDS", "2"), ("LISTEN_FDNAMES", "a:a")]),
-            ["a", "a"]
-        );
+        assert_eq!(names(&[("LISTEN_FDS", "2"), ("LISTEN_FDNAMES", "a:a")]), ["a", "a"]);
     }
 
     #[test]
@@ -493,26 +460,13 @@ mod tests {
             (&[("LISTEN_FDS", "99999999")], "at most 65536"),
             (&[("LISTEN_FDS", "99999999999999999999999")], "LISTEN_FDS"),
             (&[("LISTEN_PID", "me")], "LISTEN_PID"),
-            (
-                &[("LISTEN_FDS", "2"), ("LISTEN_FDNAMES", "a")],
-                "LISTEN_FDNAMES",
-            ),
+            (&[("LISTEN_FDS", "2"), ("LISTEN_FDNAMES", "a")], "LISTEN_FDNAMES"),
             (&[("HANDOFF_ROLE", "king")], "HANDOFF_ROLE=\"king\""),
             (&[successor], "HANDOFF_SOCK_FD is not set"),
+            (&[successor, ("HANDOFF_SOCK_FD", "2")], "HANDOFF_SOCK_FD=\"2\""),
+            (&[successor, ("LISTEN_FDS", "1"), ("HANDOFF_SOCK_FD", "3")], "after the listeners"),
             (
-                &[successor, ("HANDOFF_SOCK_FD", "2")],
-                "HANDOFF_SOCK_FD=\"2\"",
-            ),
-            (
-                &[successor, ("LISTEN_FDS", "1"), ("HANDOFF_SOCK_FD", "3")],
-                "after the listeners",
-            ),
-            (
-                &[
-                    successor,
-                    ("HANDOFF_SOCK_FD", "3"),
-                    ("HANDOFF_HELLO_MS", "1s"),
-                ],
+                &[successor, ("HANDOFF_SOCK_FD", "3"), ("HANDOFF_HELLO_MS", "1s")],
                 "HANDOFF_HELLO_MS",
             ),
         ];

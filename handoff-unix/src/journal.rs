@@ -63,11 +63,7 @@ impl JournalFile {
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        Self {
-            temporary: beside(&path, ".tmp"),
-            path,
-            writing: Mutex::new(()),
-        }
+        Self { temporary: beside(&path, ".tmp"), path, writing: Mutex::new(()) }
     }
 
     /// Where it is.
@@ -83,9 +79,8 @@ impl JournalFile {
     pub fn write(&self, payload: &[u8]) -> io::Result<()> {
         let bytes = encode(payload, &boot_id().unwrap_or([b'0'; BOOT_ID_LEN]))?;
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = self
-            .write_temporary(&bytes)
-            .and_then(|()| fs::rename(&self.temporary, &self.path));
+        let written =
+            self.write_temporary(&bytes).and_then(|()| fs::rename(&self.temporary, &self.path));
         if written.is_err() {
             let _ = fs::remove_file(&self.temporary);
         }
@@ -119,10 +114,7 @@ impl JournalFile {
             Err(error) => {
                 let reason = format!("cannot read {}: {error}", self.path.display());
                 tracing::warn!(%reason, "the journal is left where it is");
-                return Loaded::SetAside {
-                    moved_to: None,
-                    reason,
-                };
+                return Loaded::SetAside { moved_to: None, reason };
             }
         };
         match decode(&bytes) {
@@ -168,17 +160,11 @@ impl JournalFile {
         match fs::rename(&self.path, &target) {
             Ok(()) => {
                 tracing::warn!(%reason, moved_to = %target.display(), "the journal is set aside");
-                Loaded::SetAside {
-                    moved_to: Some(target),
-                    reason,
-                }
+                Loaded::SetAside { moved_to: Some(target), reason }
             }
             Err(error) => {
                 tracing::warn!(%reason, %error, "the journal cannot be set aside");
-                Loaded::SetAside {
-                    moved_to: None,
-                    reason,
-                }
+                Loaded::SetAside { moved_to: None, reason }
             }
         }
     }
@@ -204,12 +190,10 @@ fn boot_id() -> Option<[u8; BOOT_ID_LEN]> {
 }
 
 fn encode(payload: &[u8], boot: &[u8; BOOT_ID_LEN]) -> io::Result<Vec<u8>> {
-    let len = u32::try_from(payload.len())
-        .ok()
-        .filter(|_| payload.len() <= MAX_PAYLOAD)
-        .ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidInput, "the journal entry is too long")
-        })?;
+    let len =
+        u32::try_from(payload.len()).ok().filter(|_| payload.len() <= MAX_PAYLOAD).ok_or_else(
+            || io::Error::new(io::ErrorKind::InvalidInput, "the journal entry is too long"),
+        )?;
     let mut bytes = Vec::with_capacity(HEADER_LEN + payload.len() + CRC_LEN);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&VERSION.to_le_bytes());
@@ -277,18 +261,12 @@ mod tests {
     }
 
     fn entry(payload: &[u8]) -> Loaded {
-        Loaded::Entry {
-            payload: payload.to_vec(),
-            same_boot: true,
-        }
+        Loaded::Entry { payload: payload.to_vec(), same_boot: true }
     }
 
     fn reason(loaded: Loaded) -> String {
         match loaded {
-            Loaded::SetAside {
-                moved_to: Some(_),
-                reason,
-            } => reason,
+            Loaded::SetAside { moved_to: Some(_), reason } => reason,
             other => panic!("expected it to be set aside, got {other:?}"),
         }
     }
@@ -355,10 +333,7 @@ mod tests {
         let journal = journal(&dir);
         let bytes = encode(b"old", &[b'0'; BOOT_ID_LEN]).unwrap();
         fs::write(journal.path(), bytes).unwrap();
-        let expected = Loaded::Entry {
-            payload: b"old".to_vec(),
-            same_boot: false,
-        };
+        let expected = Loaded::Entry { payload: b"old".to_vec(), same_boot: false };
         assert_eq!(journal.load(), expected);
     }
 

@@ -33,9 +33,6 @@ pub mod wake;
 mod test_dir {
     /// A scratch directory whose path has a space in it.
     pub(crate) fn scratch() -> tempfile::TempDir {
-        tempfile::Builder::new()
-            .prefix("handoff unix ")
-            .tempdir()
-            .expect("a scratch directory")
+        tempfile::Builder::new().prefix("handoff unix ").tempdir().expect("a scratch directory")
     }
 }

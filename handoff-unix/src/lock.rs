@@ -56,17 +56,10 @@ impl DataDirLock {
             let Some(dir) = Flock::try_take(dir).map_err(|e| LockError::of(data_dir, e))? else {
                 return Err(LockError::held(data_dir, data_dir));
             };
-            let lock = Self {
-                dir,
-                file,
-                data_dir: data_dir.to_owned(),
-            };
+            let lock = Self { dir, file, data_dir: data_dir.to_owned() };
             // Somebody may have replaced the file or the directory between open and lock; what
             // is locked then guards nothing.
-            if lock
-                .is_in_place()
-                .map_err(|e| LockError::of(&lock_path, e))?
-            {
+            if lock.is_in_place().map_err(|e| LockError::of(&lock_path, e))? {
                 lock.write_pid_file();
                 return Ok(lock);
             }
@@ -237,10 +230,7 @@ impl LockError {
             LockState::Held { pid: Some(pid) } => Some(pid),
             _ => pid_from_file(data_dir),
         };
-        Self::Held {
-            path: path.to_owned(),
-            holder,
-        }
+        Self::Held { path: path.to_owned(), holder }
     }
 }
 
@@ -340,10 +330,7 @@ pub fn lock_state(data_dir: &Path) -> LockState {
         };
         // The directory counts without the file, which may have been unlinked under its holder.
         for stat in file.iter().chain([&dir]) {
-            let device = (
-                rustix::fs::major(stat.st_dev),
-                rustix::fs::minor(stat.st_dev),
-            );
+            let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
             let exact = has_device(&mounts, device);
             if let Some(pid) = find_flock(&locks, device, stat.st_ino, exact) {
                 return LockState::Held { pid };
@@ -408,19 +395,13 @@ fn parse_flock(line: &str) -> Option<((u32, u32), u64, Option<u32>)> {
     let major = u32::from_str_radix(id.next()?, 16).ok()?;
     let minor = u32::from_str_radix(id.next()?, 16).ok()?;
     let inode = id.next()?.parse().ok()?;
-    Some((
-        (major, minor),
-        inode,
-        u32::try_from(pid).ok().filter(|p| *p > 0),
-    ))
+    Some(((major, minor), inode, u32::try_from(pid).ok().filter(|p| *p > 0)))
 }
 
 /// Whether a mount shows this device, i.e. `stat` and the kernel agree on it.
 fn has_device(mountinfo: &str, (major, minor): (u32, u32)) -> bool {
     let wanted = format!("{major}:{minor}");
-    mountinfo
-        .lines()
-        .any(|line| line.split(' ').nth(2) == Some(wanted.as_str()))
+    mountinfo.lines().any(|line| line.split(' ').nth(2) == Some(wanted.as_str()))
 }
 
 #[cfg(test)]
@@ -447,17 +428,11 @@ mod tests {
         assert_eq!(lock.data_dir(), dir.path());
         let me = std::process::id();
         assert_eq!(lock_state(dir.path()), LockState::Held { pid: Some(me) });
-        assert_eq!(
-            std::fs::read_to_string(dir.path().join(PID_FILE)).unwrap(),
-            format!("{me}\n")
-        );
+        assert_eq!(std::fs::read_to_string(dir.path().join(PID_FILE)).unwrap(), format!("{me}\n"));
 
         let error = DataDirLock::try_take(dir.path()).unwrap_err();
         assert!(error.is_retryable());
-        assert!(
-            error.to_string().contains(&format!("process {me}")),
-            "{error}"
-        );
+        assert!(error.to_string().contains(&format!("process {me}")), "{error}");
         assert_eq!(holder_of(Err(error)), Some(me));
 
         let inode = std::fs::metadata(dir.path().join(LOCK_FILE)).unwrap().ino();
@@ -468,10 +443,7 @@ mod tests {
         assert_eq!(meta.ino(), inode, "the lock file is never replaced");
         assert_eq!(meta.permissions().mode() & 0o777, 0o600);
         drop(again);
-        DataDirLock::try_take(dir.path())
-            .unwrap()
-            .release()
-            .unwrap();
+        DataDirLock::try_take(dir.path()).unwrap().release().unwrap();
     }
 
     #[test]
@@ -480,10 +452,7 @@ mod tests {
         let first = DataDirLock::try_take(dir.path()).unwrap();
         std::fs::remove_file(dir.path().join(LOCK_FILE)).unwrap();
 
-        assert_eq!(
-            holder_of(DataDirLock::try_take(dir.path())),
-            Some(std::process::id())
-        );
+        assert_eq!(holder_of(DataDirLock::try_take(dir.path())), Some(std::process::id()));
         std::fs::remove_file(dir.path().join(LOCK_FILE)).unwrap();
         assert!(matches!(lock_state(dir.path()), LockState::Held { .. }));
 
@@ -519,23 +488,14 @@ mod tests {
     fn r1_a_dead_holder_leaves_the_lock_free() {
         let dir = scratch();
         let holder = Command::new("/bin/sh")
-            .args([
-                "-c",
-                "exec 9>\"$0\"; flock -n 9 && echo locked && read -r x",
-            ])
+            .args(["-c", "exec 9>\"$0\"; flock -n 9 && echo locked && read -r x"])
             .arg(dir.path().join(LOCK_FILE))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn();
         let mut holder = holder.unwrap();
         let mut line = [0; 7];
-        if holder
-            .stdout
-            .as_mut()
-            .unwrap()
-            .read_exact(&mut line)
-            .is_err()
-        {
+        if holder.stdout.as_mut().unwrap().read_exact(&mut line).is_err() {
             holder.wait().unwrap();
             return; // no flock(1) here
         }
@@ -544,20 +504,14 @@ mod tests {
         assert!(matches!(lock_state(dir.path()), LockState::Held { .. }));
         holder.kill().unwrap();
         holder.wait().unwrap();
-        DataDirLock::try_take(dir.path())
-            .unwrap()
-            .release()
-            .unwrap();
+        DataDirLock::try_take(dir.path()).unwrap().release().unwrap();
     }
 
     #[test]
     fn r1_the_pid_file_fails_nothing() {
         let dir = scratch();
         std::fs::create_dir(dir.path().join(PID_FILE)).unwrap();
-        DataDirLock::try_take(dir.path())
-            .unwrap()
-            .release()
-            .unwrap();
+        DataDirLock::try_take(dir.path()).unwrap().release().unwrap();
     }
 
     #[test]
@@ -577,10 +531,7 @@ mod tests {
         assert!(matches!(error, LockError::Unusable { .. }), "{error:?}");
         assert!(!error.is_retryable());
         let text = error.to_string();
-        assert!(
-            text.contains("missing") && text.contains("create the data directory"),
-            "{text}"
-        );
+        assert!(text.contains("missing") && text.contains("create the data directory"), "{text}");
         assert_eq!(lock_state(&missing), LockState::Unknown);
 
         let file = dir.path().join("file");
@@ -596,23 +547,12 @@ mod tests {
     #[test]
     fn r1_shortages_are_told_from_what_will_not_pass() {
         let of = |errno: Errno| LockError::of(Path::new("/data"), errno.into());
-        for errno in [
-            Errno::NOSPC,
-            Errno::ROFS,
-            Errno::MFILE,
-            Errno::NFILE,
-            Errno::DQUOT,
-            Errno::IO,
-        ] {
+        for errno in
+            [Errno::NOSPC, Errno::ROFS, Errno::MFILE, Errno::NFILE, Errno::DQUOT, Errno::IO]
+        {
             assert!(matches!(of(errno), LockError::Shortage { .. }), "{errno:?}");
         }
-        for errno in [
-            Errno::NOTDIR,
-            Errno::NOENT,
-            Errno::ACCESS,
-            Errno::PERM,
-            Errno::LOOP,
-        ] {
+        for errno in [Errno::NOTDIR, Errno::NOENT, Errno::ACCESS, Errno::PERM, Errno::LOOP] {
             assert!(matches!(of(errno), LockError::Unusable { .. }), "{errno:?}");
         }
     }
@@ -632,11 +572,7 @@ not a lock line
         assert_eq!(find((0xfe, 0x0b), 200, true), None);
         assert_eq!(find((0, 99), 200, false), Some(Some(22)));
         assert_eq!(find((8, 2), 100, true), None, "another kind of lock");
-        assert_eq!(
-            find((0xfe, 0x0a), 300, true),
-            None,
-            "a waiter holds nothing"
-        );
+        assert_eq!(find((0xfe, 0x0a), 300, true), None, "a waiter holds nothing");
         assert_eq!(find((0, 0x2b), 400, true), Some(None), "its pid is hidden");
         assert_eq!(find((8, 2), 500, false), None);
 

@@ -4,10 +4,7 @@
 //! reports may be 0 (a peer in a pid namespace that is not visible from here), which wrappers
 //! with a non-zero pid type cannot hold.
 
-#![allow(
-    unsafe_code,
-    reason = "SO_PEERCRED and recvmsg, for the pid 0 described above"
-)]
+#![allow(unsafe_code, reason = "SO_PEERCRED and recvmsg, for the pid 0 described above")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -27,10 +24,7 @@ pub struct Credentials {
 
 impl From<libc::ucred> for Credentials {
     fn from(cred: libc::ucred) -> Self {
-        Self {
-            pid: u32::try_from(cred.pid).unwrap_or(0),
-            uid: cred.uid,
-        }
+        Self { pid: u32::try_from(cred.pid).unwrap_or(0), uid: cred.uid }
     }
 }
 
@@ -39,11 +33,7 @@ impl From<libc::ucred> for Credentials {
 /// For a socketpair this is the process that made the pair: use [`recv_with_credentials`]
 /// there (C1).
 pub fn peer_credentials(stream: &UnixStream) -> io::Result<Credentials> {
-    let mut cred = libc::ucred {
-        pid: 0,
-        uid: 0,
-        gid: 0,
-    };
+    let mut cred = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut len = socklen(size_of::<libc::ucred>());
     // SAFETY: the pointers are to a live `ucred` and to its length, which the kernel respects.
     let rc = unsafe {
@@ -87,10 +77,7 @@ pub fn recv_with_credentials(
     // SAFETY: CMSG_SPACE only computes.
     let space = unsafe { libc::CMSG_SPACE(size_of::<libc::ucred>() as u32) } as usize;
     debug_assert!(space <= size_of_val(&control));
-    let mut iov = libc::iovec {
-        iov_base: buf.as_mut_ptr().cast(),
-        iov_len: buf.len(),
-    };
+    let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     // SAFETY: `msghdr` is plain data, all zero is an empty one.
     let mut msg: libc::msghdr = unsafe { std::mem::zeroed() };
     msg.msg_iov = &raw mut iov;
@@ -180,10 +167,7 @@ mod tests {
     use super::*;
 
     fn me() -> Credentials {
-        Credentials {
-            pid: std::process::id(),
-            uid: rustix::process::geteuid().as_raw(),
-        }
+        Credentials { pid: std::process::id(), uid: rustix::process::geteuid().as_raw() }
     }
 
     #[test]
@@ -205,13 +189,7 @@ mod tests {
         let mut buf = [0; 64];
         let (n, from) = recv_with_credentials(&ours, &mut buf).unwrap();
         assert_eq!(&buf[..n], b"hello\n");
-        assert_eq!(
-            from,
-            Some(Credentials {
-                pid: child.id(),
-                ..me()
-            })
-        );
+        assert_eq!(from, Some(Credentials { pid: child.id(), ..me() }));
         child.wait().unwrap();
         assert_eq!(recv_with_credentials(&ours, &mut buf).unwrap().0, 0);
     }
@@ -265,9 +243,7 @@ mod tests {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         let grandchild: u32 = line.trim().parse().unwrap();
         assert!(is_descendant(grandchild, child.id()));
         assert!(is_descendant(grandchild, std::process::id()));

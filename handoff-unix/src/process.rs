@@ -172,10 +172,7 @@ impl ProcessGroup {
                 format!("process group {leader} was not started here"),
             ));
         }
-        Ok(Self {
-            id,
-            state: Mutex::default(),
-        })
+        Ok(Self { id, state: Mutex::default() })
     }
 
     /// The pid of the leader, which is the id of the group.
@@ -241,10 +238,7 @@ impl ProcessGroup {
                     if pid == self.id {
                         state.leader = Some(cause);
                     }
-                    reaped.push(Reaped {
-                        pid: pid.as_raw_nonzero().get().unsigned_abs(),
-                        cause,
-                    });
+                    reaped.push(Reaped { pid: pid.as_raw_nonzero().get().unsigned_abs(), cause });
                 }
                 Err(Errno::INTR) => {}
                 Ok(None) | Err(Errno::CHILD) => break,
@@ -254,10 +248,7 @@ impl ProcessGroup {
                 }
             }
         }
-        state.gone = matches!(
-            rustix::process::test_kill_process_group(self.id),
-            Err(Errno::SRCH)
-        );
+        state.gone = matches!(rustix::process::test_kill_process_group(self.id), Err(Errno::SRCH));
         reaped
     }
 }
@@ -278,11 +269,7 @@ mod tests {
     use super::*;
 
     fn start(script: &str) -> Child {
-        Command::new("/bin/sh")
-            .args(["-c", script])
-            .process_group(0)
-            .spawn()
-            .unwrap()
+        Command::new("/bin/sh").args(["-c", script]).process_group(0).spawn().unwrap()
     }
 
     #[test]
@@ -308,13 +295,7 @@ mod tests {
         let group = ProcessGroup::of(child.id()).unwrap();
         pidfd.wait(None).unwrap();
         let cause = ExitCause::Code(3);
-        assert_eq!(
-            group.reap(),
-            [Reaped {
-                pid: child.id(),
-                cause
-            }]
-        );
+        assert_eq!(group.reap(), [Reaped { pid: child.id(), cause }]);
         assert!(group.is_gone());
         assert_eq!(group.leader_status(), Some(cause));
         assert!(!group.signal(Signal::KILL).unwrap());
@@ -329,10 +310,7 @@ mod tests {
         assert_eq!(group.reap(), []);
         assert!(!group.is_gone());
         assert_eq!(group.leader_status(), None);
-        assert!(
-            other.wait().unwrap().success(),
-            "still there to be waited for"
-        );
+        assert!(other.wait().unwrap().success(), "still there to be waited for");
         assert!(group.signal(Signal::KILL).unwrap());
         PidFd::open(child.id()).unwrap().wait(None).unwrap();
         assert!(group.is_gone());
@@ -341,10 +319,7 @@ mod tests {
 
     #[test]
     fn a_group_that_was_not_started_here_is_refused() {
-        let own = rustix::process::getpgrp()
-            .as_raw_nonzero()
-            .get()
-            .unsigned_abs();
+        let own = rustix::process::getpgrp().as_raw_nonzero().get().unsigned_abs();
         for pid in [0, 1, std::process::id(), own, u32::MAX] {
             let error = ProcessGroup::of(pid).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{pid}");

@@ -32,25 +32,13 @@ use crate::process::{PidFd, ProcessGroup};
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// What a child does not inherit, besides everything that begins with [`OWN_PREFIX`].
-const CLEARED: [&str; 6] = [
-    LISTEN_PID,
-    LISTEN_FDS,
-    LISTEN_FDNAMES,
-    "NOTIFY_SOCKET",
-    "WATCHDOG_PID",
-    "WATCHDOG_USEC",
-];
+const CLEARED: [&str; 6] =
+    [LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES, "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
 const OWN_PREFIX: &str = "HANDOFF_";
 
 /// What only [`spawn`] may set: a value of somebody else's would contradict the descriptors.
-const RESERVED: [&str; 6] = [
-    LISTEN_PID,
-    LISTEN_FDS,
-    LISTEN_FDNAMES,
-    HANDOFF_ROLE,
-    HANDOFF_SOCK_FD,
-    HANDOFF_HELLO_MS,
-];
+const RESERVED: [&str; 6] =
+    [LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES, HANDOFF_ROLE, HANDOFF_SOCK_FD, HANDOFF_HELLO_MS];
 
 /// What to start and how.
 ///
@@ -184,10 +172,7 @@ pub fn spawn(
     listeners: &[(String, BorrowedFd<'_>)],
     role: SpawnRole,
 ) -> Result<Child, SpawnError> {
-    let fail = |why| SpawnError {
-        program: launch.program.clone(),
-        why,
-    };
+    let fail = |why| SpawnError { program: launch.program.clone(), why };
     let io = |what: &'static str| move |source: io::Error| fail_io(launch, what, source);
 
     check_names(listeners).map_err(fail)?;
@@ -236,9 +221,7 @@ pub fn spawn(
     let mut actions = FileActions::new().map_err(io("prepare"))?;
     actions.open_null(0).map_err(io("prepare"))?;
     for (source, target) in &moves {
-        actions
-            .dup2(source.as_raw_fd(), *target)
-            .map_err(io("prepare"))?;
+        actions.dup2(source.as_raw_fd(), *target).map_err(io("prepare"))?;
     }
     actions.close_from(end).map_err(io("prepare"))?;
     if let Some(dir) = &launch.current_dir {
@@ -263,12 +246,7 @@ pub fn spawn(
         .map_err(|source| fail(explain(&program, source)))?;
     let pid = pid.unsigned_abs();
     match PidFd::open(pid).and_then(|pidfd| Ok((pidfd, ProcessGroup::of(pid)?))) {
-        Ok((pidfd, group)) => Ok(Child {
-            pid,
-            pidfd,
-            group,
-            control,
-        }),
+        Ok((pidfd, group)) => Ok(Child { pid, pidfd, group, control }),
         Err(source) => {
             // A child that cannot be watched must not stay.
             if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
@@ -284,9 +262,7 @@ pub fn spawn(
 ///
 /// It holds for the whole process until it exits, and is not inherited by children.
 pub fn become_subreaper() -> io::Result<()> {
-    Ok(rustix::process::set_child_subreaper(Some(
-        rustix::process::getpid(),
-    ))?)
+    Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
 }
 
 /// Why a process was not started: names the binary, the reason, and what to do.
@@ -358,10 +334,7 @@ pub enum SpawnProblem {
 }
 
 fn fail_io(launch: &Launch, what: &'static str, source: io::Error) -> SpawnError {
-    SpawnError {
-        program: launch.program.clone(),
-        why: SpawnProblem::Io { what, source },
-    }
+    SpawnError { program: launch.program.clone(), why: SpawnProblem::Io { what, source } }
 }
 
 fn advice(error: &io::Error) -> &'static str {
@@ -383,10 +356,7 @@ fn explain(program: &Path, source: io::Error) -> SpawnProblem {
         Some(libc::ENOENT) => SpawnProblem::NotFound(program),
         Some(libc::EACCES) => SpawnProblem::NotExecutable(program),
         Some(libc::ENOEXEC) => SpawnProblem::BadFormat(program),
-        _ => SpawnProblem::Io {
-            what: "execute",
-            source,
-        },
+        _ => SpawnProblem::Io { what: "execute", source },
     }
 }
 
@@ -431,10 +401,7 @@ fn environment(
         let control = FIRST_FD as usize + listeners.len();
         env.insert(HANDOFF_ROLE.into(), ROLE_SUCCESSOR.into());
         env.insert(HANDOFF_SOCK_FD.into(), control.to_string().into());
-        env.insert(
-            HANDOFF_HELLO_MS.into(),
-            hello_budget.as_millis().to_string().into(),
-        );
+        env.insert(HANDOFF_HELLO_MS.into(), hello_budget.as_millis().to_string().into());
     }
     for (name, value) in &launch.env {
         if RESERVED.iter().any(|reserved| name == reserved) {
@@ -490,18 +457,12 @@ fn check_file(program: &Path) -> Result<(), SpawnProblem> {
             Err(SpawnProblem::NotExecutable(named()))
         }
         Err(e) if is_missing(&e) => Err(SpawnProblem::NotFound(named())),
-        Err(source) => Err(SpawnProblem::Io {
-            what: "look at",
-            source,
-        }),
+        Err(source) => Err(SpawnProblem::Io { what: "look at", source }),
     }
 }
 
 fn is_missing(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-    )
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Ours is non-blocking and asks for credentials before the child can have sent anything.

@@ -75,11 +75,7 @@ mod tests {
     use super::*;
 
     fn is_readable(waker: &Waker) -> bool {
-        poll(
-            &mut [PollFd::new(waker, PollFlags::IN)],
-            Some(Duration::ZERO),
-        )
-        .unwrap()
+        poll(&mut [PollFd::new(waker, PollFlags::IN)], Some(Duration::ZERO)).unwrap()
     }
 
     #[test]

@@ -4,11 +4,7 @@
 //! or to be the one that inherits) start this very program again with one of the ignored tests
 //! at the end of the file.
 
-#![allow(
-    clippy::unwrap_used,
-    unsafe_code,
-    reason = "a test; descriptors known by number only"
-)]
+#![allow(clippy::unwrap_used, unsafe_code, reason = "a test; descriptors known by number only")]
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -27,15 +23,10 @@ use handoff_unix::spawn::{Child, Launch, SpawnError, SpawnRole, become_subreaper
 use rustix::fs::OFlags;
 use tempfile::TempDir;
 
-const SUCCESSOR: SpawnRole = SpawnRole::Successor {
-    hello_budget: Duration::from_millis(1234),
-};
+const SUCCESSOR: SpawnRole = SpawnRole::Successor { hello_budget: Duration::from_millis(1234) };
 
 fn scratch() -> TempDir {
-    tempfile::Builder::new()
-        .prefix("handoff unix ")
-        .tempdir()
-        .unwrap()
+    tempfile::Builder::new().prefix("handoff unix ").tempdir().unwrap()
 }
 
 /// A file, written by another process: a child that another thread is starting just now could
@@ -105,9 +96,7 @@ fn r13_a_successor_inherits_listeners_role_and_control_socket() {
 
     let launch = Launch::new(std::env::current_exe().unwrap())
         .args(["--exact", "child_reports_what_it_inherited", "--ignored"])
-        .stdout(Arc::new(
-            File::create(dir.path().join("out")).unwrap().into(),
-        ));
+        .stdout(Arc::new(File::create(dir.path().join("out")).unwrap().into()));
     let listeners = [
         ("http".to_owned(), http.as_fd()),
         ("admin".to_owned(), admin.as_fd()),
@@ -127,11 +116,7 @@ fn r13_a_successor_inherits_listeners_role_and_control_socket() {
         if n == 0 {
             break;
         }
-        assert_eq!(
-            from.unwrap().pid,
-            child.pid,
-            "C1: the kernel names the child"
-        );
+        assert_eq!(from.unwrap().pid, child.pid, "C1: the kernel names the child");
         report.push_str(std::str::from_utf8(&buf[..n]).unwrap());
     }
     let out = fs::read_to_string(dir.path().join("out")).unwrap();
@@ -195,10 +180,7 @@ fn r14_the_child_starts_clean() {
     };
     // glibc leaves the two signals it uses itself, 32 and 33, ignored in what it spawns.
     assert_eq!((set("SigBlk:"), set("SigIgn:") & !(0b11 << 31)), (0, 0));
-    let expected = format!(
-        "leads\n{}\nfds",
-        dir.path().canonicalize().unwrap().display()
-    );
+    let expected = format!("leads\n{}\nfds", dir.path().canonicalize().unwrap().display());
     assert!(text.contains(&expected), "{text}");
     // The shell itself opens the directory it lists.
     let fds = text.lines().find(|line| line.starts_with("fds")).unwrap();
@@ -253,28 +235,16 @@ fn r13_the_binary_that_failed_is_named_with_reason_and_advice() {
     fails(Launch::new(dir.path()), "a directory");
     fails(Launch::new("/dev/null"), "not a file");
     fails(Launch::new(""), "does not exist");
-    fails(
-        Launch::new(file("plain", "#!/bin/sh\n", "644")),
-        "not executable",
-    );
+    fails(Launch::new(file("plain", "#!/bin/sh\n", "644")), "not executable");
     fails(Launch::new(file("text", "hello", "755")), "not in a format");
     fails(
         Launch::new(file("script", "#!/no/such/interpreter\n", "755")),
         "interpreter or dynamic loader",
     );
     fails(Launch::new("no-such-program"), "in no directory of PATH");
-    fails(
-        Launch::new("plain").env("PATH", dir.path()),
-        "not executable",
-    );
-    fails(
-        Launch::new("/bin/sh").current_dir(dir.path().join("gone")),
-        "cannot run in",
-    );
-    fails(
-        Launch::new("/bin/sh").env("HANDOFF_ROLE", "x"),
-        "set by the supervisor",
-    );
+    fails(Launch::new("plain").env("PATH", dir.path()), "not executable");
+    fails(Launch::new("/bin/sh").current_dir(dir.path().join("gone")), "cannot run in");
+    fails(Launch::new("/bin/sh").env("HANDOFF_ROLE", "x"), "set by the supervisor");
     fails(Launch::new("/bin/sh").env("A=B", "x"), "A=B");
     fails(Launch::new("/bin/sh").arg("a\0b"), "NUL");
 }
@@ -285,12 +255,7 @@ fn r13_a_bare_name_is_found_in_the_path_of_the_child() {
     let tool = dir.path().join("a tool");
     write_file(&tool, "#!/bin/sh\nexit 7\n", "755");
     let path = format!("/nonexistent:{}", dir.path().display());
-    let child = spawn(
-        &Launch::new("a tool").env("PATH", path),
-        &[],
-        SpawnRole::Cold,
-    )
-    .unwrap();
+    let child = spawn(&Launch::new("a tool").env("PATH", path), &[], SpawnRole::Cold).unwrap();
     assert_eq!(end_of(&child), ExitCause::Code(7));
 }
 
@@ -298,16 +263,11 @@ fn r13_a_bare_name_is_found_in_the_path_of_the_child() {
 fn r13_listener_names_that_cannot_be_told_apart_are_refused() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let refused = |names: &[&str], expected: &str| {
-        let listeners: Vec<_> = names
-            .iter()
-            .map(|name| ((*name).to_owned(), listener.as_fd()))
-            .collect();
+        let listeners: Vec<_> =
+            names.iter().map(|name| ((*name).to_owned(), listener.as_fd())).collect();
         let error = spawn(&Launch::new("/bin/true"), &listeners, SUCCESSOR).unwrap_err();
         let text = error.to_string();
-        assert!(
-            text.contains(expected) && text.contains("/bin/true"),
-            "{text}"
-        );
+        assert!(text.contains(expected) && text.contains("/bin/true"), "{text}");
     };
     refused(&["http", "admin", "http"], "given twice");
     refused(&["a:b"], "colon");
@@ -329,30 +289,17 @@ fn child_reports_what_it_inherited() {
         inherited.role(),
         inherited.hello_budget().unwrap().as_millis()
     );
-    report += &format!(
-        "names {}\n",
-        inherited.names().collect::<Vec<_>>().join(" ")
-    );
+    report += &format!("names {}\n", inherited.names().collect::<Vec<_>>().join(" "));
 
     let wrong = inherited.take_unix("http").unwrap_err().to_string();
-    for part in [
-        "LISTEN_FDS",
-        "descriptor 3",
-        "http",
-        "Unix stream socket",
-        "is a listening TCP",
-    ] {
+    for part in ["LISTEN_FDS", "descriptor 3", "http", "Unix stream socket", "is a listening TCP"] {
         assert!(wrong.contains(part), "{wrong}");
     }
     assert!(inherited.take_tcp("nobody").unwrap().is_none());
     let mode = |fd: BorrowedFd<'_>| {
         let flags = rustix::io::fcntl_getfd(fd).unwrap();
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
-        if is_nonblocking(fd) {
-            "non-blocking"
-        } else {
-            "blocking"
-        }
+        if is_nonblocking(fd) { "non-blocking" } else { "blocking" }
     };
     let http = inherited.take_tcp("http").unwrap().unwrap();
     let admin = inherited.take_unix("admin").unwrap().unwrap();
@@ -385,15 +332,12 @@ fn move_to(fd: OwnedFd, number: RawFd) {
 #[test]
 #[ignore = "started by another test"]
 fn alone_with_descriptors_3_4_5() {
-    let sockets: Vec<TcpListener> = (0..3)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
+    let sockets: Vec<TcpListener> =
+        (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let inode = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).unwrap().st_ino;
     let inodes: Vec<u64> = sockets.iter().map(|s| inode(s.as_fd())).collect();
-    let high: Vec<OwnedFd> = sockets
-        .iter()
-        .map(|s| rustix::io::fcntl_dupfd_cloexec(s, 100).unwrap())
-        .collect();
+    let high: Vec<OwnedFd> =
+        sockets.iter().map(|s| rustix::io::fcntl_dupfd_cloexec(s, 100).unwrap()).collect();
     drop(sockets);
     for (fd, number) in high.into_iter().zip(3..) {
         move_to(fd, number);
@@ -401,11 +345,7 @@ fn alone_with_descriptors_3_4_5() {
     // SAFETY: they were opened above and stay open.
     let at = |number| unsafe { BorrowedFd::borrow_raw(number) };
     // Passed in the order 5, 3, 4.
-    let listeners = [
-        ("a".to_owned(), at(5)),
-        ("b".to_owned(), at(3)),
-        ("c".to_owned(), at(4)),
-    ];
+    let listeners = [("a".to_owned(), at(5)), ("b".to_owned(), at(3)), ("c".to_owned(), at(4))];
     let script = "for fd in 3 4 5 6 7; do readlink /proc/$$/fd/$fd || echo none; done; \
                   echo $LISTEN_FDS $LISTEN_FDNAMES $HANDOFF_SOCK_FD";
     let (launch, out) = shell(script);
@@ -445,11 +385,7 @@ fn alone_with_a_full_environment() {
         lines.sort();
         lines
     };
-    let own = [
-        "T_ADDED=a value with spaces",
-        "T_KEPT=kept",
-        "T_REPLACED=after",
-    ];
+    let own = ["T_ADDED=a value with spaces", "T_KEPT=kept", "T_REPLACED=after"];
     assert_eq!(env_of(SpawnRole::Cold, &[]), own);
 
     let http = TcpListener::bind("127.0.0.1:0").unwrap();

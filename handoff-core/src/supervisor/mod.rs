@@ -185,11 +185,7 @@ impl Supervisor {
             probe: Flight::Idle,
             check: Flight::Idle,
             connect: Flight::Idle,
-            journal: Journal {
-                writing: None,
-                next: None,
-                written: None,
-            },
+            journal: Journal { writing: None, next: None, written: None },
             state: State::Idle,
         }
     }
@@ -245,8 +241,7 @@ impl Supervisor {
     }
 
     fn recheck_later(&mut self, now: Instant) {
-        self.timers
-            .set(Timer::Recheck, now + self.config.timing.recheck);
+        self.timers.set(Timer::Recheck, now + self.config.timing.recheck);
     }
 
     // The journal (R9): one write in flight, the newest entry next.
@@ -340,15 +335,7 @@ impl Supervisor {
         let Link::Opened(cred) = *swap.link(from) else {
             return;
         };
-        let Message::Hello {
-            role,
-            pid,
-            proto_min,
-            proto_max,
-            capabilities,
-            ..
-        } = message
-        else {
+        let Message::Hello { role, pid, proto_min, proto_max, capabilities, .. } = message else {
             let message = short_name(&message);
             return self.refuse(now, from, Violation::Unexpected { message, state }, out);
         };
@@ -356,18 +343,12 @@ impl Supervisor {
         let violation = if role != side {
             Some(Violation::WrongSide { announced: role })
         } else if pid != cred.pid {
-            Some(Violation::WrongPid {
-                announced: pid,
-                actual: cred.pid,
-            })
+            Some(Violation::WrongPid { announced: pid, actual: cred.pid })
         } else if from == Peer::Successor
             && cred.pid != started
             && !(config.allow_wrappers && cred.descends)
         {
-            Some(Violation::NotOurs {
-                actual: cred.pid,
-                started,
-            })
+            Some(Violation::NotOurs { actual: cred.pid, started })
         } else {
             check_user(cred, config.uid, &config.allowed_uids).err()
         };
@@ -382,10 +363,7 @@ impl Supervisor {
                 }
             };
         let steady = capabilities.has(Capabilities::STEADY_HEARTBEAT);
-        let ack = Message::HelloAck {
-            proto_version_chosen: chosen,
-            handoff_id: swap.id,
-        };
+        let ack = Message::HelloAck { proto_version_chosen: chosen, handoff_id: swap.id };
         match from {
             Peer::Incumbent => {
                 swap.incumbent.pid = Some(pid);
@@ -400,24 +378,16 @@ impl Supervisor {
             }
         }
         let at = swap.at;
-        out.push(Output::Send {
-            to: from,
-            message: ack,
-        });
+        out.push(Output::Send { to: from, message: ack });
         self.timers.clear(Timer::Hello(from));
-        self.timers
-            .set(Timer::Beat(from), now + config.timing.pulse.every);
+        self.timers.set(Timer::Beat(from), now + config.timing.pulse.every);
         if steady {
-            self.timers
-                .set(Timer::Silence(from), now + config.timing.pulse.silence);
+            self.timers.set(Timer::Silence(from), now + config.timing.pulse.silence);
         }
         match (from, at) {
             (Peer::Successor, At::Warming) => {
                 self.goto(At::Connecting);
-                self.timers.set(
-                    Timer::Hello(Peer::Incumbent),
-                    now + config.timing.incumbent_hello,
-                );
+                self.timers.set(Timer::Hello(Peer::Incumbent), now + config.timing.incumbent_hello);
                 Self::look(&mut self.connect, Effect::Connect, out);
             }
             (Peer::Incumbent, At::Connecting) => {
@@ -431,11 +401,7 @@ impl Supervisor {
     fn prepare(&mut self, now: Instant, out: &mut Out) {
         let slack = self.config.timing.slack;
         let Some(swap) = self.swap() else { return };
-        let Spec {
-            deadline,
-            drain_grace,
-            ..
-        } = swap.spec;
+        let Spec { deadline, drain_grace, .. } = swap.spec;
         swap.at = At::Draining;
         swap.prepared = true;
         let message = Message::PrepareHandoff {
@@ -445,10 +411,7 @@ impl Supervisor {
             drain_grace_ms: millis(drain_grace),
         };
         out.push(Output::Event(Event::Phase(Phase::Drain)));
-        out.push(Output::Send {
-            to: Peer::Incumbent,
-            message,
-        });
+        out.push(Output::Send { to: Peer::Incumbent, message });
         self.timers.set(Timer::Deadline, now + deadline + slack);
         self.timers.set(Timer::Drain, now + drain_grace + slack);
         self.journal(Step::Seal, out);
@@ -457,14 +420,9 @@ impl Supervisor {
     fn request_seal(&mut self, out: &mut Out) {
         let Some(swap) = self.swap() else { return };
         swap.at = At::Sealing;
-        let message = Message::SealRequest {
-            handoff_id: swap.id,
-        };
+        let message = Message::SealRequest { handoff_id: swap.id };
         out.push(Output::Event(Event::Phase(Phase::Seal)));
-        out.push(Output::Send {
-            to: Peer::Incumbent,
-            message,
-        });
+        out.push(Output::Send { to: Peer::Incumbent, message });
     }
 
     fn begin(&mut self, now: Instant, out: &mut Out) {
@@ -473,13 +431,8 @@ impl Supervisor {
         swap.at = At::Opening;
         swap.successor.begun = true;
         if swap.successor.link == Link::Acked {
-            let message = Message::Begin {
-                handoff_id: swap.id,
-            };
-            out.push(Output::Send {
-                to: Peer::Successor,
-                message,
-            });
+            let message = Message::Begin { handoff_id: swap.id };
+            out.push(Output::Send { to: Peer::Successor, message });
         }
         if swap.promoted {
             if swap.successor.link == Link::Closed {
@@ -508,10 +461,7 @@ impl Supervisor {
         let ready = swap.ready.as_ref()?;
         let trouble = |reason, detail| Some(Trouble { reason, detail });
         if !ready.healthz_ok {
-            return trouble(
-                Reason::Unhealthy,
-                "the successor calls itself unhealthy".to_string(),
-            );
+            return trouble(Reason::Unhealthy, "the successor calls itself unhealthy".to_string());
         }
         if let Some(sealed) = &swap.sealed {
             let regressed = Reason::RevisionRegressed;
@@ -525,11 +475,8 @@ impl Supervisor {
                 let detail =
                     format!("the incumbent sealed {was} shards, the successor opened {is}");
                 return trouble(regressed, detail);
-            } else if let Some((shard, (was, is))) = sealed
-                .iter()
-                .zip(&ready.revisions)
-                .enumerate()
-                .find(|(_, (was, is))| is < was)
+            } else if let Some((shard, (was, is))) =
+                sealed.iter().zip(&ready.revisions).enumerate().find(|(_, (was, is))| is < was)
             {
                 let detail = format!("shard {shard} was sealed at {was}, but opened at {is}");
                 return trouble(regressed, detail);
@@ -564,21 +511,13 @@ impl Supervisor {
     fn commit(&mut self, now: Instant, out: &mut Out) {
         let Some(swap) = self.swap() else { return };
         swap.at = At::Committing;
-        let message = Message::Commit {
-            handoff_id: swap.id,
-        };
+        let message = Message::Commit { handoff_id: swap.id };
         out.push(Output::Event(Event::Phase(Phase::Commit)));
         if swap.successor.link == Link::Acked && swap.successor.notice {
-            out.push(Output::Send {
-                to: Peer::Successor,
-                message: message.clone(),
-            });
+            out.push(Output::Send { to: Peer::Successor, message: message.clone() });
         }
         if swap.incumbent.link == Link::Acked {
-            out.push(Output::Send {
-                to: Peer::Incumbent,
-                message,
-            });
+            out.push(Output::Send { to: Peer::Incumbent, message });
         }
         self.timers.retain(|timer| matches!(timer, Timer::Beat(_)));
         self.timers.set(Timer::Path, now + self.config.timing.path);
@@ -590,10 +529,7 @@ impl Supervisor {
 
     fn fail(&mut self, now: Instant, reason: Reason, detail: String, out: &mut Out) {
         let Some(swap) = self.swap() else { return };
-        let trouble = Trouble {
-            reason,
-            detail: clip(detail, 1024),
-        };
+        let trouble = Trouble { reason, detail: clip(detail, 1024) };
         match swap.at {
             At::Committing | At::Asking | At::Promoting | At::Ending | At::Confirming => {
                 swap.trouble.get_or_insert(trouble);
@@ -628,26 +564,18 @@ impl Supervisor {
         let timing = self.config.timing;
         let Some(swap) = self.swap() else { return };
         // Without X2 it reads nothing while a hook runs, and then heartbeats every 2 s only.
-        let patience = if swap.incumbent.steady {
-            timing.ask
-        } else {
-            timing.ask + timing.slack
-        };
+        let patience = if swap.incumbent.steady { timing.ask } else { timing.ask + timing.slack };
         let limit = now + patience;
         swap.at = At::Asking;
         let (gone, link) = (swap.incumbent.exited, swap.incumbent.link);
-        self.timers
-            .retain(|timer| !matches!(timer, Timer::Deadline | Timer::Drain | Timer::Hung));
+        self.timers.retain(|timer| !matches!(timer, Timer::Deadline | Timer::Drain | Timer::Hung));
         if gone {
             return self.promote(now, out);
         }
         self.timers.set(Timer::Ask, limit);
         if link == Link::Acked {
             let message = Message::Heartbeat { ts_ms: ASK_ALIVE };
-            out.push(Output::Send {
-                to: Peer::Incumbent,
-                message,
-            });
+            out.push(Output::Send { to: Peer::Incumbent, message });
         } else {
             self.want_probe(out);
         }
@@ -674,8 +602,7 @@ impl Supervisor {
         swap.promoted = true;
         let (ready, begun) = (swap.ready.is_some(), swap.successor.begun);
         out.push(Output::Event(Event::Phase(Phase::Promote)));
-        self.timers
-            .retain(|t| !matches!(t, Timer::Ask | Timer::Deadline | Timer::Drain));
+        self.timers.retain(|t| !matches!(t, Timer::Ask | Timer::Deadline | Timer::Drain));
         if ready {
             self.goto(At::Verifying);
             self.want_check(out);
@@ -693,42 +620,26 @@ impl Supervisor {
         let grace = now + self.config.timing.end_grace;
         let Some(swap) = self.swap() else { return };
         swap.at = At::Ending;
-        let reason = swap
-            .trouble
-            .as_ref()
-            .map_or_else(String::new, |t| t.detail.clone());
-        let abort = Message::Abort {
-            handoff_id: swap.id,
-            reason,
-        };
+        let reason = swap.trouble.as_ref().map_or_else(String::new, |t| t.detail.clone());
+        let abort = Message::Abort { handoff_id: swap.id, reason };
         out.push(Output::Event(Event::Phase(Phase::Rollback)));
         if swap.successor.link == Link::Acked {
-            out.push(Output::Send {
-                to: Peer::Successor,
-                message: abort.clone(),
-            });
+            out.push(Output::Send { to: Peer::Successor, message: abort.clone() });
         }
         if swap.incumbent.link == Link::Acked
             && swap.incumbent.steady
             && swap.prepared
             && !swap.seal_failed
         {
-            out.push(Output::Send {
-                to: Peer::Incumbent,
-                message: abort,
-            });
+            out.push(Output::Send { to: Peer::Incumbent, message: abort });
         }
         let leader = swap.successor.leader;
-        self.timers
-            .retain(|timer| matches!(timer, Timer::Beat(_) | Timer::Silence(_)));
+        self.timers.retain(|timer| matches!(timer, Timer::Beat(_) | Timer::Silence(_)));
         self.journal(Step::Abort, out);
         match leader {
             Some(pid) => {
                 out.push(Output::Do(Effect::Reap { pid }));
-                out.push(Output::Do(Effect::Signal {
-                    pid,
-                    signal: Signal::Term,
-                }));
+                out.push(Output::Do(Effect::Signal { pid, signal: Signal::Term }));
                 self.timers.set(Timer::EndGrace, grace);
             }
             None => self.successor_ended(now, out),
@@ -753,17 +664,11 @@ impl Supervisor {
         self.timers.set(Timer::Confirm, limit);
         if resume {
             let message = Message::ResumeAfterAbort { handoff_id: id };
-            out.push(Output::Send {
-                to: Peer::Incumbent,
-                message,
-            });
+            out.push(Output::Send { to: Peer::Incumbent, message });
         }
         if resume && steady {
             let message = Message::Heartbeat { ts_ms: ASK_RESUMED };
-            out.push(Output::Send {
-                to: Peer::Incumbent,
-                message,
-            });
+            out.push(Output::Send { to: Peer::Incumbent, message });
         } else {
             // An incumbent may serve one connection at a time, so a probe needs this one closed.
             self.close(Peer::Incumbent, out);
@@ -839,11 +744,7 @@ impl Supervisor {
             _ => Reason::ProtocolViolation,
         };
         let detail = format!("{peer}: {violation}");
-        out.push(Output::Event(Event::PeerRefused {
-            peer,
-            violation,
-            state,
-        }));
+        out.push(Output::Event(Event::PeerRefused { peer, violation, state }));
         self.close(peer, out);
         self.lost(now, peer, Some((reason, detail)), out);
     }
@@ -911,22 +812,10 @@ impl Supervisor {
             && got != swap.id
         {
             let (message, expected) = (short_name(&message), swap.id);
-            return self.refuse(
-                now,
-                from,
-                Violation::WrongId {
-                    message,
-                    got,
-                    expected,
-                },
-                out,
-            );
+            return self.refuse(now, from, Violation::WrongId { message, got, expected }, out);
         }
         // After a failure a message that crossed it on the way is no violation.
-        let crossed = matches!(
-            swap.at,
-            At::Asking | At::Promoting | At::Ending | At::Confirming
-        );
+        let crossed = matches!(swap.at, At::Asking | At::Promoting | At::Ending | At::Confirming);
         let at = swap.at;
         let steady = swap.incumbent.steady;
         match (from, message) {
@@ -941,18 +830,11 @@ impl Supervisor {
                 return;
             }
             (Peer::Successor, Message::Heartbeat { .. }) => return,
-            (
-                Peer::Incumbent,
-                Message::Drained {
-                    open_conns_remaining,
-                    accept_closed,
-                },
-            ) if at == At::Draining || crossed => {
+            (Peer::Incumbent, Message::Drained { open_conns_remaining, accept_closed })
+                if at == At::Draining || crossed =>
+            {
                 swap.drained = true;
-                let event = Event::Drained {
-                    open_conns_remaining,
-                    accept_closed,
-                };
+                let event = Event::Drained { open_conns_remaining, accept_closed };
                 out.push(Output::Event(event));
                 if at == At::Draining {
                     self.timers.clear(Timer::Drain);
@@ -962,39 +844,22 @@ impl Supervisor {
             }
             (
                 Peer::Incumbent,
-                Message::SealProgress {
-                    shards_sealed,
-                    shards_total,
-                    last_revision,
-                },
+                Message::SealProgress { shards_sealed, shards_total, last_revision },
             ) if at == At::Sealing || crossed => {
-                let event = Event::SealProgress {
-                    shards_sealed,
-                    shards_total,
-                    last_revision,
-                };
+                let event = Event::SealProgress { shards_sealed, shards_total, last_revision };
                 out.push(Output::Event(event));
             }
-            (
-                Peer::Incumbent,
-                Message::SealComplete {
-                    last_revision_per_shard,
-                    ..
-                },
-            ) if at == At::Sealing || crossed => {
+            (Peer::Incumbent, Message::SealComplete { last_revision_per_shard, .. })
+                if at == At::Sealing || crossed =>
+            {
                 swap.sealed = Some(last_revision_per_shard);
                 if at == At::Sealing {
                     self.begin(now, out);
                 }
             }
-            (
-                Peer::Incumbent,
-                Message::SealFailed {
-                    error,
-                    partial_state,
-                    ..
-                },
-            ) if at == At::Sealing || crossed => {
+            (Peer::Incumbent, Message::SealFailed { error, partial_state, .. })
+                if at == At::Sealing || crossed =>
+            {
                 swap.seal_failed = true;
                 if at == At::Sealing {
                     let detail = if partial_state.is_empty() {
@@ -1007,19 +872,10 @@ impl Supervisor {
             }
             (
                 Peer::Successor,
-                Message::Ready {
-                    listening_on,
-                    healthz_ok,
-                    advertised_revision_per_shard,
-                    ..
-                },
+                Message::Ready { listening_on, healthz_ok, advertised_revision_per_shard, .. },
             ) if swap.successor.begun && (at == At::Opening || crossed) => {
                 let revisions = advertised_revision_per_shard;
-                let ready = Ready {
-                    listening_on,
-                    healthz_ok,
-                    revisions,
-                };
+                let ready = Ready { listening_on, healthz_ok, revisions };
                 if at == At::Opening {
                     self.verify(ready, out);
                 } else {
@@ -1052,10 +908,7 @@ impl Supervisor {
         let Some(swap) = self.swap() else { return };
         let at = swap.at;
         // Where wrappers are allowed, the one that was started may leave the stage to its child.
-        let successor = swap
-            .successor
-            .pid
-            .or(swap.successor.leader.filter(|_| !wrappers));
+        let successor = swap.successor.pid.or(swap.successor.leader.filter(|_| !wrappers));
         let peer = if swap.incumbent.pid == Some(pid) {
             Peer::Incumbent
         } else if successor == Some(pid) {
@@ -1075,10 +928,7 @@ impl Supervisor {
                     At::Opening if !swap.promoted => {
                         swap.promoted = true;
                         let detail = format!("the incumbent ended: {status}");
-                        swap.trouble = Some(Trouble {
-                            reason: Reason::IncumbentLost,
-                            detail,
-                        });
+                        swap.trouble = Some(Trouble { reason: Reason::IncumbentLost, detail });
                         self.timers.clear(Timer::Deadline);
                         self.recheck_later(now);
                     }
@@ -1159,10 +1009,7 @@ impl Supervisor {
             }
             Err(detail) => {
                 let serving = swap.incumbent.pid;
-                swap.trouble = Some(Trouble {
-                    reason: Reason::SuccessorExecFailed,
-                    detail,
-                });
+                swap.trouble = Some(Trouble { reason: Reason::SuccessorExecFailed, detail });
                 self.finish(Verdict::Refused, serving, out);
             }
         }
@@ -1249,13 +1096,7 @@ impl Supervisor {
 
     fn find(&mut self, own: Vec<u32>, out: &mut Out) {
         let started = None;
-        let finding = Finding {
-            own,
-            started,
-            spawning: false,
-            ending: None,
-            told: false,
-        };
+        let finding = Finding { own, started, spawning: false, ending: None, told: false };
         self.state = State::Finding(finding);
         self.want_probe(out);
     }
@@ -1313,18 +1154,13 @@ impl Supervisor {
         let timing = self.config.timing;
         match timer {
             Timer::Beat(peer) => {
-                out.push(Output::Beat {
-                    to: peer,
-                    ts_ms: now.millis(),
-                });
+                out.push(Output::Beat { to: peer, ts_ms: now.millis() });
                 self.timers.set(Timer::Beat(peer), now + timing.pulse.every);
             }
             Timer::Silence(peer) => {
                 out.push(Output::Event(Event::PeerRefused {
                     peer,
-                    violation: Violation::Silent {
-                        awaited: "a heartbeat",
-                    },
+                    violation: Violation::Silent { awaited: "a heartbeat" },
                     state: self.state_name(),
                 }));
                 self.close(peer, out);
@@ -1373,20 +1209,14 @@ impl Supervisor {
             Timer::Path => {
                 if let Some(swap) = self.swap() {
                     let detail = "the control path does not lead to the successor".to_string();
-                    swap.trouble.get_or_insert(Trouble {
-                        reason: Reason::IoError,
-                        detail,
-                    });
+                    swap.trouble.get_or_insert(Trouble { reason: Reason::IoError, detail });
                     self.finish(Verdict::Unknown, None, out);
                 }
             }
             Timer::Hung if self.at() == Some(At::Opening) => self.end_successor(now, out),
             Timer::Hung => {
                 if let Some(pid) = self.being_ended() {
-                    out.push(Output::Do(Effect::Signal {
-                        pid,
-                        signal: Signal::Term,
-                    }));
+                    out.push(Output::Do(Effect::Signal { pid, signal: Signal::Term }));
                     self.timers.set(Timer::EndGrace, now + timing.end_grace);
                 }
             }
@@ -1408,14 +1238,10 @@ impl Supervisor {
     /// SIGTERM had its time.
     fn force(&mut self, now: Instant, out: &mut Out) {
         if let Some(pid) = self.being_ended() {
-            out.push(Output::Do(Effect::Signal {
-                pid,
-                signal: Signal::Kill,
-            }));
+            out.push(Output::Do(Effect::Signal { pid, signal: Signal::Kill }));
         }
         if self.at() == Some(At::Ending) {
-            self.timers
-                .set(Timer::KillWait, now + self.config.timing.kill_wait);
+            self.timers.set(Timer::KillWait, now + self.config.timing.kill_wait);
         }
     }
 
@@ -1470,9 +1296,7 @@ impl Swap {
     }
 
     fn trouble_is(&self, reason: Reason) -> bool {
-        self.trouble
-            .as_ref()
-            .is_some_and(|trouble| trouble.reason == reason)
+        self.trouble.as_ref().is_some_and(|trouble| trouble.reason == reason)
     }
 }
 
@@ -1519,11 +1343,7 @@ impl Machine for Supervisor {
                     Hangup::Violation(violation) => {
                         let detail = format!("{from}: {violation}");
                         let state = self.state_name();
-                        let event = Event::PeerRefused {
-                            peer: from,
-                            violation,
-                            state,
-                        };
+                        let event = Event::PeerRefused { peer: from, violation, state };
                         out.push(Output::Event(event));
                         Some((Reason::ProtocolViolation, detail))
                     }

@@ -62,17 +62,11 @@ impl fmt::Display for WireError {
                 write!(f, "a frame announces {announced} bytes, outside 2..={cap}")
             }
             Self::Version { got, chosen } => {
-                write!(
-                    f,
-                    "a frame carries version {got}, but version {chosen} was chosen"
-                )
+                write!(f, "a frame carries version {got}, but version {chosen} was chosen")
             }
             Self::Malformed => f.write_str("a frame holds no message of this protocol"),
             Self::Leftover { message, bytes } => {
-                write!(
-                    f,
-                    "{bytes} bytes are left over behind {message} inside its frame"
-                )
+                write!(f, "{bytes} bytes are left over behind {message} inside its frame")
             }
         }
     }
@@ -91,11 +85,7 @@ pub struct EncodeError {
 
 impl fmt::Display for EncodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} takes {} bytes; a frame holds {FRAME_CAP}",
-            self.message, self.length
-        )
+        write!(f, "{} takes {} bytes; a frame holds {FRAME_CAP}", self.message, self.length)
     }
 }
 
@@ -145,10 +135,7 @@ pub fn encode(
         }
         _ => {
             buffer.truncate(start);
-            Err(EncodeError {
-                message: short_name(message),
-                length,
-            })
+            Err(EncodeError { message: short_name(message), length })
         }
     }
 }
@@ -236,11 +223,7 @@ impl Decoder {
 
     fn length(&self, header: [u8; LENGTH_BYTES]) -> Result<usize, WireError> {
         let announced = u32::from_le_bytes(header);
-        let cap = if self.chosen.is_some() {
-            FRAME_CAP
-        } else {
-            HANDSHAKE_CAP
-        };
+        let cap = if self.chosen.is_some() { FRAME_CAP } else { HANDSHAKE_CAP };
         if announced < VERSION_BYTES as u32 || announced > cap {
             return Err(WireError::Length { announced, cap });
         }
@@ -255,18 +238,12 @@ impl Decoder {
         if let Some(chosen) = self.chosen
             && chosen != version
         {
-            return Err(WireError::Version {
-                got: version,
-                chosen,
-            });
+            return Err(WireError::Version { got: version, chosen });
         }
         let (message, rest) =
             postcard::take_from_bytes::<Message>(payload).map_err(|_| WireError::Malformed)?;
         if !rest.is_empty() {
-            return Err(WireError::Leftover {
-                message: short_name(&message),
-                bytes: rest.len(),
-            });
+            return Err(WireError::Leftover { message: short_name(&message), bytes: rest.len() });
         }
         Ok(Frame { version, message })
     }

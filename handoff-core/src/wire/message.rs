@@ -74,9 +74,7 @@ impl Capabilities {
     pub const STEADY_HEARTBEAT: u64 = 1 << 1;
 
     /// What every daemon built on this crate sets: X1 and X2.
-    pub const OURS: Self = Self {
-        reserved: Self::COMMIT_NOTICE | Self::STEADY_HEARTBEAT,
-    };
+    pub const OURS: Self = Self { reserved: Self::COMMIT_NOTICE | Self::STEADY_HEARTBEAT };
 
     /// Whether every bit of `bits` is set.
     #[must_use]
@@ -89,10 +87,7 @@ impl Capabilities {
 ///
 /// postcard writes a variant's index, so the order of the variants is the wire.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-#[allow(
-    missing_docs,
-    reason = "the fields are the table of W3 and carry its names"
-)]
+#[allow(missing_docs, reason = "the fields are the table of W3 and carry its names")]
 pub enum Message {
     /// O, N to S: who speaks, first on every connection (C1).
     Hello {
@@ -104,10 +99,7 @@ pub enum Message {
         capabilities: Capabilities,
     },
     /// S to O, N: the version chosen and the handoff's id.
-    HelloAck {
-        proto_version_chosen: ProtoVersion,
-        handoff_id: HandoffId,
-    },
+    HelloAck { proto_version_chosen: ProtoVersion, handoff_id: HandoffId },
     /// S to O: drain now. Durations in milliseconds (T5).
     PrepareHandoff {
         handoff_id: HandoffId,
@@ -116,18 +108,11 @@ pub enum Message {
         drain_grace_ms: u64,
     },
     /// O to S: accepting has stopped and what was in flight is done.
-    Drained {
-        open_conns_remaining: u32,
-        accept_closed: bool,
-    },
+    Drained { open_conns_remaining: u32, accept_closed: bool },
     /// S to O: seal the data and release the lock.
     SealRequest { handoff_id: HandoffId },
     /// O to S: how far the seal has come (C4).
-    SealProgress {
-        shards_sealed: u32,
-        shards_total: u32,
-        last_revision: u64,
-    },
+    SealProgress { shards_sealed: u32, shards_total: u32, last_revision: u64 },
     /// O to S: the data is sealed and the lock released.
     SealComplete {
         handoff_id: HandoffId,
@@ -135,11 +120,7 @@ pub enum Message {
         data_dir_fingerprint: [u8; 32],
     },
     /// O to S: the seal failed; O keeps the lock and resumes.
-    SealFailed {
-        handoff_id: HandoffId,
-        error: String,
-        partial_state: String,
-    },
+    SealFailed { handoff_id: HandoffId, error: String, partial_state: String },
     /// S to N: take the lock and open the data.
     Begin { handoff_id: HandoffId },
     /// N to S: the data is open and connections are accepted.
@@ -152,10 +133,7 @@ pub enum Message {
     /// S to O (and N, see X1): N is the incumbent; O exits.
     Commit { handoff_id: HandoffId },
     /// S to O, N: the handoff is off.
-    Abort {
-        handoff_id: HandoffId,
-        reason: String,
-    },
+    Abort { handoff_id: HandoffId, reason: String },
     /// S to O: N is gone; take the lock back and serve.
     ResumeAfterAbort { handoff_id: HandoffId },
     /// Both ways: still here. `ts_ms` is for people, but for X2.
@@ -239,23 +217,10 @@ pub const fn negotiate_version(
     their_min: ProtoVersion,
     their_max: ProtoVersion,
 ) -> Result<ProtoVersion, VersionMismatch> {
-    let low = if our_min > their_min {
-        our_min
-    } else {
-        their_min
-    };
-    let high = if our_max < their_max {
-        our_max
-    } else {
-        their_max
-    };
+    let low = if our_min > their_min { our_min } else { their_min };
+    let high = if our_max < their_max { our_max } else { their_max };
     if low > high || our_min > our_max || their_min > their_max {
-        return Err(VersionMismatch {
-            our_min,
-            our_max,
-            their_min,
-            their_max,
-        });
+        return Err(VersionMismatch { our_min, our_max, their_min, their_max });
     }
     Ok(high)
 }
