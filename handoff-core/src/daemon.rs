@@ -256,6 +256,50 @@ pub enum Event {
     Ended(Ended),
 }
 
+impl Event {
+    /// Whether somebody should look at it.
+    #[must_use]
+    pub const fn is_trouble(&self) -> bool {
+        match self {
+            Self::HandoffOff { .. }
+            | Self::HookFailed { .. }
+            | Self::LockRefused(_)
+            | Self::PathFailed(_)
+            | Self::SuccessorNotEnded(_)
+            | Self::PeerRefused { .. } => true,
+            Self::Incumbent
+            | Self::HandoffBegun { .. }
+            | Self::Sealed { .. }
+            | Self::Resumed { .. }
+            | Self::Ended(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Incumbent => f.write_str("this process is the incumbent"),
+            Self::HandoffBegun { id, successor } => {
+                write!(f, "handoff {id} to pid {successor} begins: draining")
+            }
+            Self::HandoffOff { id, why } => write!(f, "handoff {id} is off: {why}"),
+            Self::Sealed { id } => write!(f, "handoff {id}: sealed, the lock is released"),
+            Self::Resumed { id } => write!(f, "handoff {id} came to nothing: serving again"),
+            Self::HookFailed { hook, error } => write!(f, "the {hook} hook failed: {error}"),
+            Self::LockRefused(failure) => write!(f, "the lock is tried again: {failure}"),
+            Self::PathFailed(reason) => write!(f, "the control path is tried again: {reason}"),
+            Self::SuccessorNotEnded(reason) => {
+                write!(f, "the successor keeps the lock and could not be ended: {reason}")
+            }
+            Self::PeerRefused { conn, violation, state } => {
+                write!(f, "connection {} closed while {state}: {violation}", conn.0)
+            }
+            Self::Ended(ended) => ended.fmt(f),
+        }
+    }
+}
+
 /// Why a handoff is off.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]

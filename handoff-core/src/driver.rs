@@ -108,7 +108,8 @@ impl<M: Machine> Driver<M> {
         self.handle(now, Input::Tick, actions);
     }
 
-    /// A connection is open. Its peer's name is not to be in use.
+    /// A connection is open. Its peer's name is free: never used, [closed](Driver::closed), or its
+    /// [`Action::Close`] was carried out.
     pub fn opened(
         &mut self,
         now: Instant,
@@ -165,11 +166,12 @@ impl<M: Machine> Driver<M> {
         }
     }
 
-    /// A connection ended, after everything that arrived on it was handed in (C3). A write that
-    /// fails is no such end: drop what is unsent with [`Driver::sent`] and read on.
+    /// A connection ended, after everything that arrived on it was handed in (C3). The adapter has
+    /// let go of it; no [`Action::Close`] follows. A write that fails is no such end: drop what is
+    /// unsent with [`Driver::sent`] and read on.
     pub fn closed(&mut self, now: Instant, peer: M::Peer, actions: &mut Vec<ActionOf<M>>) {
         if self.channel(peer).is_some() {
-            self.hang_up(peer, actions);
+            self.channels.retain(|channel| channel.peer != peer);
             self.handle(now, Input::Closed { from: peer, how: Hangup::Eof }, actions);
         }
     }
@@ -186,7 +188,7 @@ impl<M: Machine> Driver<M> {
         let Some(channel) = self.channel(peer) else {
             return;
         };
-        channel.taken = (channel.taken + count).min(channel.unsent.len());
+        channel.taken = channel.taken.saturating_add(count).min(channel.unsent.len());
         if channel.taken == channel.unsent.len() {
             channel.unsent.clear();
             channel.taken = 0;

@@ -10,6 +10,8 @@
 //! | [`process`] | watching and ending what was started | R14, R5 |
 //! | [`journal`] | the supervisor's journal file | R9 |
 //! | [`wake`] | waking a thread that polls | |
+//! | [`stream`], [`probe`] | control connections, and asking who serves | C1, C6, R12 |
+//! | [`host`] | the machines' effects, carried out with all of these | R8 |
 //! | [`accept`] | accepting until told to stop, on a listener in either mode | R13, C2 |
 //!
 //! Nothing here waits on or signals a process it was not given by the caller, and nothing
@@ -20,14 +22,21 @@
 compile_error!("handoff-unix needs Linux with glibc 2.34 or later (posix_spawn extensions)");
 
 pub mod accept;
+mod clock;
 pub mod control;
+pub mod host;
 pub mod inherit;
 pub mod journal;
 pub mod lock;
 pub mod peer;
+pub mod poll;
+pub mod probe;
 pub mod process;
 pub mod spawn;
+pub mod stream;
 pub mod wake;
+
+pub use clock::Clock;
 
 #[cfg(test)]
 mod test_dir {

@@ -318,6 +318,56 @@ pub enum Event {
     Finished(Report),
 }
 
+impl Event {
+    /// Whether somebody should look at it.
+    #[must_use]
+    pub fn is_trouble(&self) -> bool {
+        match self {
+            Self::PeerRefused { .. }
+            | Self::JournalFailed(_)
+            | Self::Busy
+            | Self::Waiting { .. }
+            | Self::NobodyServes(_)
+            | Self::Phase(Phase::Rollback | Phase::Promote) => true,
+            Self::Finished(report) => report.verdict != Verdict::Committed,
+            Self::Phase(_)
+            | Self::SealProgress { .. }
+            | Self::Drained { .. }
+            | Self::Serving { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Phase(phase) => write!(f, "phase {}", phase.name()),
+            Self::SealProgress { shards_sealed, shards_total, last_revision } => {
+                write!(f, "{shards_sealed} of {shards_total} shards sealed, to {last_revision}")
+            }
+            Self::Drained { open_conns_remaining, .. } => {
+                write!(f, "drained, {open_conns_remaining} connections still open")
+            }
+            Self::PeerRefused { peer, violation, state } => {
+                write!(f, "closed the connection to {peer} while {state}: {violation}")
+            }
+            Self::JournalFailed(error) => write!(f, "the journal was not written: {error}"),
+            Self::Busy => f.write_str("another handoff is under way"),
+            Self::Waiting { holder: Some(pid) } => {
+                write!(f, "nobody answers, and pid {pid} holds the lock: waiting")
+            }
+            Self::Waiting { holder: None } => {
+                f.write_str("nobody answers, and somebody holds the lock: waiting")
+            }
+            Self::Serving { pid, started } => {
+                write!(f, "pid {pid} serves{}", if *started { ", started just now" } else { "" })
+            }
+            Self::NobodyServes(reason) => write!(f, "nobody serves: {reason}"),
+            Self::Finished(report) => report.fmt(f),
+        }
+    }
+}
+
 /// The phases of a handoff, as a person would tell them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
@@ -459,6 +509,23 @@ pub struct Report {
     pub ready: Option<Ready>,
     /// A process of the successor's that would not die (R14).
     pub stuck: Option<u32>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "handoff {}: {}", self.id, self.verdict)?;
+        if let Some(trouble) = &self.trouble {
+            write!(f, ", {} ({})", trouble.detail, trouble.reason.code())?;
+        }
+        match self.serving {
+            Some(pid) => write!(f, "; pid {pid} serves")?,
+            None => f.write_str("; nobody was seen to serve")?,
+        }
+        if let Some(pid) = self.stuck {
+            write!(f, "; process group {pid} will not die")?;
+        }
+        Ok(())
+    }
 }
 
 /// An input of a supervisor.

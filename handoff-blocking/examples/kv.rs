@@ -1,0 +1,299 @@
+//! A key-value daemon that is replaced with no refused connection and no lost write: copy it.
+//!
+//! `PUT /key` stores the body and answers once it is durable, `GET /key` gives it back,
+//! `GET /healthz` says whether the daemon is well. The handoff is all in one place, see below.
+//!
+//! Settings: `KV_CONTROL`, the path of its control socket; `KV_DATA`, its data directory, which
+//! must exist; `KV_LISTEN`, the address to listen at where no supervisor passes a listener. For
+//! trying failures: with `KV_UNHEALTHY` set it calls itself unfit, with `KV_DIE_AFTER_BEGIN` set it
+//! dies once it has opened its data.
+
+use std::env;
+use std::error::Error;
+use std::fmt::Display;
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{self, ExitCode};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use handoff_blocking::{
+    Acceptor, Config, Daemon, DrainContext, DrainReport, Ended, HookError, Hooks, Readiness,
+    SealContext, SealReport,
+};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+const VALUES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("values");
+const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
+
+/// How long a client may take to send its request, and to take its answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+const LONGEST_REQUEST: usize = 1 << 20;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Runs the daemon until it is replaced or told to stop.
+pub fn main() -> ExitCode {
+    let setting = |name| env::var(name).map_err(|error| format!("{name}: {error}"));
+    let run = || serve(setting("KV_CONTROL")?, setting("KV_DATA")?);
+    match run() {
+        Ok(ended) => {
+            log(&ended);
+            ended.exit_code().into()
+        }
+        Err(error) => {
+            log(error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+// ---- The handoff begins here -------------------------------------------------------------------
+
+fn serve(control: String, data: String) -> Result<Ended, Failure> {
+    let mut daemon = Daemon::from_env(Config::new(control, data))?;
+    let http = daemon.listener("http", bind)?;
+    let listening_on = vec![http.local_addr()?.to_string()];
+    // Slow work that needs no data belongs here: whoever is to be replaced still serves.
+    let grant = match daemon.begin() {
+        Ok(grant) => grant,
+        Err(ended) => return Ok(ended),
+    };
+    // From here on the data is this process's alone. An error gives it back.
+    let server = Server::open(http, grant.data_dir())?;
+    let (healthz_ok, revisions) = (server.healthy, vec![server.data(revision)?]);
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let connections = vec![server.accept()?];
+    let serving = match grant.ready(Readiness { listening_on, healthz_ok, revisions }) {
+        Ok(serving) => serving,
+        Err(ended) => return Ok(ended),
+    };
+    let stop = serving.stopper();
+    thread::spawn(move || signals.forever().for_each(|_| stop.stop()));
+    Ok(serving.run(Handoff { server, connections }))
+}
+
+impl Hooks for Handoff {
+    fn drain(&mut self, drain: &DrainContext) -> Result<DrainReport, HookError> {
+        self.finish_connections(drain.grace(), || drain.is_off())?;
+        Ok(DrainReport { open_conns_remaining: 0, accept_closed: true })
+    }
+    fn seal(&mut self, _: &SealContext) -> Result<SealReport, HookError> {
+        Ok(SealReport { revisions: vec![self.server.close()?], ..SealReport::default() })
+    }
+    fn resume(&mut self) -> Result<(), HookError> {
+        self.server.reopen()?;
+        self.connections.push(self.server.accept()?);
+        Ok(())
+    }
+}
+
+// ---- and ends here. The rest is a plain server that can do two things more: stop accepting and
+// ---- finish what it accepted, and close its data and open it again. ----------------------------
+
+struct Handoff {
+    server: Arc<Server>,
+    /// For each time it began to accept.
+    connections: Vec<Connections>,
+}
+
+/// Hung up once accepting has stopped and the last connection is done.
+type Connections = Receiver<()>;
+
+impl Handoff {
+    fn finish_connections(
+        &mut self,
+        grace: Duration,
+        is_off: impl Fn() -> bool,
+    ) -> Result<(), Failure> {
+        let start = Instant::now();
+        self.server.acceptor.stopper().stop();
+        while let Some(connections) = self.connections.last() {
+            match connections.recv_timeout(Duration::from_millis(10)) {
+                Err(RecvTimeoutError::Disconnected) => drop(self.connections.pop()),
+                _ if is_off() => return Err("the handoff is off".into()),
+                _ if start.elapsed() > grace => return Err("requests are still running".into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Server {
+    acceptor: Acceptor,
+    file: PathBuf,
+    /// None while it is closed.
+    db: RwLock<Option<Database>>,
+    healthy: bool,
+}
+
+impl Server {
+    fn open(http: TcpListener, data: &Path) -> Result<Arc<Self>, Failure> {
+        let file = data.join("kv.redb");
+        let db = RwLock::new(Some(open(&file)?));
+        if env::var_os("KV_DIE_AFTER_BEGIN").is_some() {
+            log("dying, as KV_DIE_AFTER_BEGIN says");
+            process::exit(1);
+        }
+        let healthy = env::var_os("KV_UNHEALTHY").is_none();
+        Ok(Arc::new(Self { acceptor: Acceptor::new(http)?, file, db, healthy }))
+    }
+
+    fn data<T>(&self, f: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, Failure> {
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(f(db.as_ref().ok_or("the data is closed")?)?)
+    }
+
+    /// Closes the data once nobody uses it; gives its last revision.
+    fn close(&self) -> Result<u64, Failure> {
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        let db = db.take().ok_or("the data is closed")?;
+        let revision = revision(&db)?;
+        db.close()?;
+        Ok(revision)
+    }
+
+    fn reopen(&self) -> Result<(), Failure> {
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        if db.is_none() {
+            *db = Some(open(&self.file)?);
+        }
+        Ok(())
+    }
+
+    /// Serves connections, each on a thread of its own, until the acceptor is stopped.
+    fn accept(self: &Arc<Self>) -> io::Result<Connections> {
+        let (open, connections) = mpsc::channel();
+        let server = Arc::clone(self);
+        server.acceptor.stopper().resume();
+        thread::Builder::new().name("accept".into()).spawn(move || {
+            log("accepting");
+            loop {
+                let stream = match server.acceptor.accept() {
+                    Ok(Some((stream, _))) => Arc::new(stream),
+                    Ok(None) => return log("stopped accepting"),
+                    Err(error) => return log(format!("cannot accept any more: {error}")),
+                };
+                let (on, theirs, open) = (Arc::clone(&server), Arc::clone(&stream), open.clone());
+                let serve = move || {
+                    let _ = on.answer(&theirs); // An error is the client's, who went away.
+                    drop::<Sender<()>>(open);
+                };
+                if thread::Builder::new().spawn(serve).is_err() {
+                    let _ = server.answer(&stream); // Out of threads: one after the other.
+                }
+            }
+        })?;
+        Ok(connections)
+    }
+
+    fn answer(&self, mut stream: &TcpStream) -> io::Result<()> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let (status, body) = match read_request(stream)? {
+            Some((method, path, body)) => {
+                self.respond(&method, &path, &body).unwrap_or_else(|error| {
+                    log(&error);
+                    ("503 Service Unavailable", error.to_string().into())
+                })
+            }
+            None => ("400 Bad Request", "not a request that is served here".into()),
+        };
+        let (close, length) = ("Connection: close", body.len());
+        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{close}\r\n\r\n");
+        stream.write_all(&[head.as_bytes(), &body].concat())
+    }
+
+    fn respond(&self, method: &str, path: &str, body: &[u8]) -> Result<Response, Failure> {
+        Ok(match (method, path) {
+            ("GET", "/healthz") if self.healthy => ("200 OK", "ok".into()),
+            ("GET", "/healthz") => ("503 Service Unavailable", "unfit to serve".into()),
+            ("GET", key) => match self.data(|db| get(db, key))? {
+                Some(value) => ("200 OK", value),
+                None => ("404 Not Found", "no such key".into()),
+            },
+            ("PUT", key) => {
+                self.data(|db| put(db, key, body))?;
+                ("204 No Content", Vec::new())
+            }
+            _ => ("405 Method Not Allowed", "GET and PUT only".into()),
+        })
+    }
+}
+
+type Response = (&'static str, Vec<u8>);
+
+/// Reads a request: its method, path and body. `None` if it is malformed or too long.
+fn read_request(mut stream: impl Read) -> io::Result<Option<(String, String, Vec<u8>)>> {
+    let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);
+    while bytes.len() < LONGEST_REQUEST {
+        match stream.read(&mut chunk)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => bytes.extend_from_slice(&chunk[..count]),
+        }
+        let mut headers = [httparse::EMPTY_HEADER; 64];
+        let mut request = httparse::Request::new(&mut headers);
+        let head = match request.parse(&bytes) {
+            Ok(httparse::Status::Complete(head)) => head,
+            Ok(httparse::Status::Partial) => continue,
+            Err(_) => return Ok(None),
+        };
+        let length = request.headers.iter().find(|h| h.name.eq_ignore_ascii_case("Content-Length"));
+        let length = length.map_or(Some(0), |h| std::str::from_utf8(h.value).ok()?.parse().ok());
+        let (Some(method), Some(path), Some(length)) = (request.method, request.path, length)
+        else {
+            return Ok(None);
+        };
+        if let Some(body) = bytes[head..].get(..length) {
+            return Ok(Some((method.to_owned(), path.to_owned(), body.to_vec())));
+        }
+    }
+    Ok(None)
+}
+
+fn bind() -> io::Result<TcpListener> {
+    TcpListener::bind(env::var("KV_LISTEN").map_err(|_| io::Error::other("set KV_LISTEN"))?)
+}
+
+fn open(file: &Path) -> Result<Database, redb::Error> {
+    let db = Database::create(file)?;
+    let tables = db.begin_write()?;
+    tables.open_table(VALUES)?;
+    tables.open_table(COUNTERS)?;
+    tables.commit()?;
+    Ok(db)
+}
+
+/// The last revision: how many writes there were.
+fn revision(db: &Database) -> Result<u64, redb::Error> {
+    let counters = db.begin_read()?.open_table(COUNTERS)?;
+    Ok(counters.get("revision")?.map_or(0, |revision| revision.value()))
+}
+
+fn get(db: &Database, key: &str) -> Result<Option<Vec<u8>>, redb::Error> {
+    let values = db.begin_read()?.open_table(VALUES)?;
+    Ok(values.get(key)?.map(|value| value.value().to_vec()))
+}
+
+/// Returns once it is durable.
+fn put(db: &Database, key: &str, value: &[u8]) -> Result<(), redb::Error> {
+    let write = db.begin_write()?;
+    write.open_table(VALUES)?.insert(key, value)?;
+    {
+        let mut counters = write.open_table(COUNTERS)?;
+        let revision = counters.get("revision")?.map_or(0, |revision| revision.value());
+        counters.insert("revision", revision + 1)?;
+    }
+    Ok(write.commit()?)
+}
+
+/// One write for each line, and no panic when nobody reads them.
+fn log(message: impl Display) {
+    let _ = io::stderr().write_all(format!("kv[{}]: {message}\n", process::id()).as_bytes());
+}

@@ -1,0 +1,204 @@
+//! The two connections: who speaks, what it says, how it ends (C1-C4, T2, W7).
+
+use super::*;
+
+impl Supervisor {
+    pub(super) fn opened(&mut self, peer: Peer, cred: Credentials, out: &mut Out) {
+        let wanted = peer == Peer::Successor || self.connect == Flight::Out;
+        match self.swap().map(|swap| swap.link(peer)) {
+            Some(link) if wanted && *link == Link::None => *link = Link::Opened(cred),
+            _ => out.push(Output::Close { peer }),
+        }
+    }
+
+    pub(super) fn connected(&mut self, now: Instant, result: Result<(), String>, out: &mut Out) {
+        let wanted = self.at() == Some(At::Connecting);
+        if !Self::fresh(&mut self.connect, Effect::Connect, wanted, out) {
+            return;
+        }
+        if let Err(error) = result
+            && wanted
+        {
+            self.fail(now, Reason::IncumbentLost, error, out);
+        }
+    }
+
+    pub(super) fn close(&mut self, peer: Peer, out: &mut Out) {
+        if self.hung_up(peer) {
+            out.push(Output::Close { peer });
+        }
+    }
+
+    /// Notes that a connection is no more; whether it was one.
+    pub(super) fn hung_up(&mut self, peer: Peer) -> bool {
+        let Some(swap) = self.swap() else {
+            return false;
+        };
+        let was = core::mem::replace(swap.link(peer), Link::Closed);
+        self.timers.retain(|t| {
+            t != Timer::Beat(peer) && t != Timer::Silence(peer) && t != Timer::Hello(peer)
+        });
+        !matches!(was, Link::None | Link::Closed)
+    }
+
+    pub(super) fn refuse(&mut self, now: Instant, peer: Peer, violation: Violation, out: &mut Out) {
+        let state = self.state_name();
+        let reason = match violation {
+            Violation::Versions(_) => Reason::VersionMismatch,
+            _ => Reason::ProtocolViolation,
+        };
+        let detail = format!("{peer}: {violation}");
+        out.push(Output::Event(Event::PeerRefused { peer, violation, state }));
+        self.close(peer, out);
+        self.lost(now, peer, Some((reason, detail)), out);
+    }
+
+    /// A connection is closed or dead.
+    pub(super) fn lost(
+        &mut self,
+        now: Instant,
+        peer: Peer,
+        why: Option<(Reason, String)>,
+        out: &mut Out,
+    ) {
+        let hung = now + self.config.timing.hung;
+        let Some(swap) = self.swap() else { return };
+        let (at, promoted) = (swap.at, swap.promoted);
+        match (peer, at) {
+            (Peer::Incumbent, At::Asking | At::Confirming) | (Peer::Successor, At::Committing) => {
+                self.want_probe(out);
+            }
+            (Peer::Incumbent, At::Connecting | At::Preparing | At::Drained | At::Sealing) => {
+                let text = "the incumbent closed its connection".to_string();
+                let (reason, detail) = why.unwrap_or((Reason::IncumbentLost, text));
+                self.fail(now, reason, detail, out);
+            }
+            (Peer::Incumbent, At::Draining) => {
+                let text = "the incumbent closed its connection before it was drained".to_string();
+                let (reason, detail) = why.unwrap_or((Reason::DrainFailed, text));
+                self.fail(now, reason, detail, out);
+            }
+            // After Begin a successor goes on by itself (R3); the control path tells.
+            (Peer::Successor, At::Opening) if promoted => self.timers.set(Timer::Hung, hung),
+            (
+                Peer::Successor,
+                At::Warming
+                | At::Connecting
+                | At::Preparing
+                | At::Draining
+                | At::Drained
+                | At::Sealing
+                | At::Opening,
+            ) => {
+                let text = "the successor closed its connection".to_string();
+                let (reason, detail) = why.unwrap_or((Reason::SuccessorExited, text));
+                self.fail(now, reason, detail, out);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn heard(&mut self, now: Instant, peer: Peer) {
+        let silence = now + self.config.timing.pulse.silence;
+        let Some(swap) = self.swap() else { return };
+        let steady = match peer {
+            Peer::Incumbent => swap.incumbent.steady,
+            Peer::Successor => swap.successor.steady,
+        };
+        if *swap.link(peer) == Link::Acked && steady {
+            self.timers.set(Timer::Silence(peer), silence);
+        }
+    }
+
+    pub(super) fn message(&mut self, now: Instant, from: Peer, message: Message, out: &mut Out) {
+        let state = self.state_name();
+        let Some(swap) = self.swap() else { return };
+        match *swap.link(from) {
+            Link::None | Link::Closed => return,
+            Link::Opened(_) => return self.hello(now, from, message, out),
+            Link::Acked => {}
+        }
+        if let Some(got) = message.handoff_id()
+            && got != swap.id
+        {
+            let (message, expected) = (short_name(&message), swap.id);
+            return self.refuse(now, from, Violation::WrongId { message, got, expected }, out);
+        }
+        // After a failure a message that crossed it on the way is no violation.
+        let crossed = matches!(swap.at, At::Asking | At::Promoting | At::Ending | At::Confirming);
+        let at = swap.at;
+        let steady = swap.incumbent.steady;
+        match (from, message) {
+            (Peer::Incumbent, Message::Heartbeat { ts_ms }) => {
+                if at == At::Confirming && ts_ms == ASK_RESUMED && steady {
+                    let serving = swap.incumbent.pid;
+                    return self.finish(Verdict::RolledBack, serving, out);
+                }
+                if ts_ms == ASK_ALIVE || !steady {
+                    self.incumbent_answered(now, out);
+                }
+                return;
+            }
+            (Peer::Successor, Message::Heartbeat { .. }) => return,
+            (Peer::Incumbent, Message::Drained { open_conns_remaining, accept_closed })
+                if at == At::Draining || crossed =>
+            {
+                swap.drained = true;
+                let event = Event::Drained { open_conns_remaining, accept_closed };
+                out.push(Output::Event(event));
+                if at == At::Draining {
+                    self.timers.clear(Timer::Drain);
+                    self.goto(At::Drained);
+                    self.step_if_journalled(now, out);
+                }
+            }
+            (
+                Peer::Incumbent,
+                Message::SealProgress { shards_sealed, shards_total, last_revision },
+            ) if at == At::Sealing || crossed => {
+                let event = Event::SealProgress { shards_sealed, shards_total, last_revision };
+                out.push(Output::Event(event));
+            }
+            (Peer::Incumbent, Message::SealComplete { last_revision_per_shard, .. })
+                if at == At::Sealing || crossed =>
+            {
+                swap.sealed = Some(last_revision_per_shard);
+                if at == At::Sealing {
+                    self.begin(now, out);
+                }
+            }
+            (Peer::Incumbent, Message::SealFailed { error, partial_state, .. })
+                if at == At::Sealing || crossed =>
+            {
+                swap.seal_failed = true;
+                if at == At::Sealing {
+                    let detail = if partial_state.is_empty() {
+                        format!("the seal failed: {error}")
+                    } else {
+                        format!("the seal failed: {error} ({partial_state})")
+                    };
+                    self.fail(now, Reason::SealFailed, detail, out);
+                }
+            }
+            (
+                Peer::Successor,
+                Message::Ready { listening_on, healthz_ok, advertised_revision_per_shard, .. },
+            ) if swap.successor.begun && (at == At::Opening || crossed) => {
+                let revisions = advertised_revision_per_shard;
+                let ready = Ready { listening_on, healthz_ok, revisions };
+                if at == At::Opening {
+                    self.verify(ready, out);
+                } else {
+                    swap.ready = Some(ready);
+                }
+            }
+            (_, message) => {
+                let message = short_name(&message);
+                return self.refuse(now, from, Violation::Unexpected { message, state }, out);
+            }
+        }
+        if from == Peer::Incumbent && !steady {
+            self.incumbent_answered(now, out);
+        }
+    }
+}

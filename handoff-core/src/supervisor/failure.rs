@@ -1,0 +1,177 @@
+//! When something fails: who is ended, who is promoted, who is confirmed (R4, R5, R7).
+
+use alloc::string::String;
+
+use super::*;
+
+impl Supervisor {
+    pub(super) fn fail(&mut self, now: Instant, reason: Reason, detail: String, out: &mut Out) {
+        let Some(swap) = self.swap() else { return };
+        let trouble = Trouble { reason, detail: clip(detail, 1024) };
+        match swap.at {
+            At::Committing | At::Asking | At::Promoting | At::Ending | At::Confirming => {
+                swap.trouble.get_or_insert(trouble);
+            }
+            At::Probing => {
+                swap.trouble = Some(trouble);
+                self.finish(Verdict::Refused, None, out);
+            }
+            // The process is on its way; it is ended when it is there.
+            At::Spawning => swap.trouble = Some(trouble),
+            At::Warming
+            | At::Connecting
+            | At::Preparing
+            | At::Draining
+            | At::Drained
+            | At::Sealing
+            | At::Opening
+            | At::Verifying => {
+                swap.trouble.get_or_insert(trouble);
+                let could_serve = swap.successor.link == Link::Acked || swap.successor.begun;
+                if swap.successor.exited || !could_serve {
+                    self.end_successor(now, out);
+                } else {
+                    self.ask(now, out);
+                }
+            }
+        }
+    }
+
+    /// Is the incumbent there? Only then may the successor be ended (R5).
+    pub(super) fn ask(&mut self, now: Instant, out: &mut Out) {
+        let timing = self.config.timing;
+        let Some(swap) = self.swap() else { return };
+        // Without X2 it reads nothing while a hook runs, and then heartbeats every 2 s only.
+        let patience = if swap.incumbent.steady { timing.ask } else { timing.ask + timing.slack };
+        let limit = now + patience;
+        swap.at = At::Asking;
+        let (gone, link) = (swap.incumbent.exited, swap.incumbent.link);
+        self.timers.retain(|timer| !matches!(timer, Timer::Deadline | Timer::Drain | Timer::Hung));
+        if gone {
+            return self.promote(now, out);
+        }
+        self.timers.set(Timer::Ask, limit);
+        if link == Link::Acked {
+            let message = Message::Heartbeat { ts_ms: ASK_ALIVE };
+            out.push(Output::Send { to: Peer::Incumbent, message });
+        } else {
+            self.want_probe(out);
+        }
+    }
+
+    /// The incumbent is there, as of now.
+    pub(super) fn incumbent_answered(&mut self, now: Instant, out: &mut Out) {
+        let Some(swap) = self.swap() else { return };
+        match swap.at {
+            At::Asking | At::Promoting => self.end_successor(now, out),
+            At::Opening if swap.promoted => self.end_successor(now, out),
+            _ => {}
+        }
+    }
+
+    /// The incumbent counts as gone: the successor is left to serve, however late (R5).
+    pub(super) fn promote(&mut self, now: Instant, out: &mut Out) {
+        let allowed = self.config.promote;
+        let hung = now + self.config.timing.hung;
+        let Some(swap) = self.swap() else { return };
+        if !allowed || swap.successor.exited {
+            return self.end_successor(now, out);
+        }
+        swap.promoted = true;
+        let (ready, begun) = (swap.ready.is_some(), swap.successor.begun);
+        out.push(Output::Event(Event::Phase(Phase::Promote)));
+        self.timers.retain(|t| !matches!(t, Timer::Ask | Timer::Deadline | Timer::Drain));
+        if ready {
+            self.goto(At::Verifying);
+            self.want_check(out);
+        } else if begun {
+            self.goto(At::Opening);
+            self.recheck_later(now);
+        } else {
+            self.goto(At::Promoting);
+            self.timers.set(Timer::Hung, hung);
+            self.want_check(out);
+        }
+    }
+
+    pub(super) fn end_successor(&mut self, now: Instant, out: &mut Out) {
+        let grace = now + self.config.timing.end_grace;
+        let Some(swap) = self.swap() else { return };
+        swap.at = At::Ending;
+        let reason = swap.trouble.as_ref().map_or_else(String::new, |t| t.detail.clone());
+        let abort = Message::Abort { handoff_id: swap.id, reason };
+        out.push(Output::Event(Event::Phase(Phase::Rollback)));
+        if swap.successor.link == Link::Acked {
+            out.push(Output::Send { to: Peer::Successor, message: abort.clone() });
+        }
+        if swap.incumbent.link == Link::Acked
+            && swap.incumbent.steady
+            && swap.prepared
+            && !swap.seal_failed
+        {
+            out.push(Output::Send { to: Peer::Incumbent, message: abort });
+        }
+        let leader = swap.successor.leader;
+        self.timers.retain(|timer| matches!(timer, Timer::Beat(_) | Timer::Silence(_)));
+        self.journal(Step::Abort, out);
+        match leader {
+            Some(pid) => {
+                out.push(Output::Do(Effect::Reap { pid }));
+                out.push(Output::Do(Effect::Signal { pid, signal: Signal::Term }));
+                self.timers.set(Timer::EndGrace, grace);
+            }
+            None => self.successor_ended(now, out),
+        }
+    }
+
+    /// Every process of the successor's is gone, or one will not die: the incumbent may go on (R4).
+    pub(super) fn successor_ended(&mut self, now: Instant, out: &mut Out) {
+        let limit = now + self.config.timing.confirm;
+        let Some(swap) = self.swap() else { return };
+        if !swap.prepared && !swap.incumbent.exited {
+            let serving = swap.incumbent.pid;
+            return self.finish(Verdict::Refused, serving, out);
+        }
+        swap.at = At::Confirming;
+        let resume =
+            swap.incumbent.link == Link::Acked && !swap.seal_failed && !swap.successor.stuck;
+        let steady = swap.incumbent.steady;
+        let id = swap.id;
+        self.timers
+            .retain(|t| t == Timer::Beat(Peer::Incumbent) || t == Timer::Silence(Peer::Incumbent));
+        self.timers.set(Timer::Confirm, limit);
+        if resume {
+            let message = Message::ResumeAfterAbort { handoff_id: id };
+            out.push(Output::Send { to: Peer::Incumbent, message });
+        }
+        if resume && steady {
+            let message = Message::Heartbeat { ts_ms: ASK_RESUMED };
+            out.push(Output::Send { to: Peer::Incumbent, message });
+        } else {
+            // An incumbent may serve one connection at a time, so a probe needs this one closed.
+            self.close(Peer::Incumbent, out);
+            self.want_probe(out);
+        }
+    }
+
+    pub(super) fn finish(&mut self, verdict: Verdict, serving: Option<u32>, out: &mut Out) {
+        self.close(Peer::Incumbent, out);
+        self.close(Peer::Successor, out);
+        self.journal(Step::Idle, out);
+        self.timers = Timers::default();
+        if self.connect == Flight::Out {
+            self.connect = Flight::Stale;
+        }
+        if let State::Swap(swap) = core::mem::replace(&mut self.state, State::Idle) {
+            let stuck = swap.successor.leader.filter(|_| swap.successor.stuck);
+            out.push(Output::Event(Event::Finished(Report {
+                id: swap.id,
+                verdict,
+                trouble: swap.trouble,
+                serving,
+                ready: swap.ready,
+                stuck,
+            })));
+        }
+    }
+}

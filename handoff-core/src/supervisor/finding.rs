@@ -1,0 +1,59 @@
+//! Finding out who serves, and starting a daemon where nobody does (R10, R17).
+
+use super::*;
+
+impl Supervisor {
+    pub(super) fn find(&mut self, own: Vec<u32>, out: &mut Out) {
+        let started = None;
+        let finding = Finding { own, started, spawning: false, ending: None, told: false };
+        self.state = State::Finding(finding);
+        self.want_probe(out);
+    }
+
+    pub(super) fn found(&mut self, now: Instant, who: Option<u32>, out: &mut Out) {
+        let State::Finding(finding) = &mut self.state else {
+            return;
+        };
+        match who {
+            Some(pid) => {
+                let started = finding.started == Some(pid);
+                self.timers = Timers::default();
+                self.state = State::Idle;
+                out.push(Output::Event(Event::Serving { pid, started }));
+            }
+            None => {
+                if finding.started.is_some() {
+                    self.recheck_later(now);
+                } else {
+                    self.want_check(out);
+                }
+            }
+        }
+    }
+
+    pub(super) fn found_lock(&mut self, now: Instant, lock: LockState, out: &mut Out) {
+        let patience = now + self.config.timing.unanswered;
+        let State::Finding(finding) = &mut self.state else {
+            return;
+        };
+        match lock {
+            LockState::Free | LockState::Unknown if !finding.spawning => {
+                finding.spawning = true;
+                out.push(Output::Do(Effect::Spawn { successor: false }));
+            }
+            LockState::Held { pid: holder } => {
+                if !finding.told {
+                    finding.told = true;
+                    out.push(Output::Event(Event::Waiting { holder }));
+                }
+                let ours = holder.filter(|pid| finding.own.contains(pid));
+                if finding.ending != ours {
+                    finding.ending = ours;
+                    self.timers.set(Timer::Hung, patience);
+                }
+                self.recheck_later(now);
+            }
+            LockState::Free | LockState::Unknown => {}
+        }
+    }
+}

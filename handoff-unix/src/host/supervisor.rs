@@ -1,0 +1,303 @@
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use handoff_core::Credentials;
+use handoff_core::daemon::Probed;
+use handoff_core::supervisor::{Effect, LockState, Outcome, Peer};
+
+use super::{Job, daemon::to_unix};
+use crate::control::ControlPath;
+use crate::journal::JournalFile;
+use crate::lock;
+use crate::probe::probe;
+use crate::process::{PidFd, ProcessGroup, Signal};
+use crate::spawn::{Child, Launch, SpawnError, SpawnRole, spawn};
+use crate::stream::ControlStream;
+
+/// How long a connection to the control path may take.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// How often a process group is looked at once its leader is gone: there is no event for it.
+const GROUP_POLL: Duration = Duration::from_millis(2);
+
+/// What a [`Job`] of the supervisor's came to, for [`SupervisorHost::finish`].
+#[derive(Debug)]
+pub struct Completion(Done);
+
+#[derive(Debug)]
+enum Done {
+    Outcome(Outcome),
+    Spawned(Result<(PidFd, Option<UnixStream>), String>),
+    Connected(Result<(ControlStream, Option<PidFd>), String>),
+}
+
+/// What a completion means to the adapter.
+#[derive(Debug)]
+pub struct Finished {
+    /// For the machine.
+    pub outcome: Outcome,
+    /// A connection to read and write from now on. It is introduced before the outcome is given.
+    pub connection: Option<(Peer, ControlStream)>,
+    /// A process to watch from now on.
+    pub watch: Option<PidFd>,
+}
+
+/// What a supervisor's effects act on: listeners, children, the control path, the journal.
+///
+/// Dropping it ends nobody: daemons outlive their supervisor.
+#[derive(Debug)]
+pub struct SupervisorHost {
+    control: ControlPath,
+    data_dir: Option<PathBuf>,
+    journal: Option<Arc<JournalFile>>,
+    listeners: Arc<Vec<(String, OwnedFd)>>,
+    launch: Option<(Launch, Duration)>,
+    groups: Arc<Mutex<BTreeMap<u32, Arc<ProcessGroup>>>>,
+}
+
+impl SupervisorHost {
+    /// A host without listeners and children.
+    #[must_use]
+    pub fn new(control: ControlPath, data_dir: Option<PathBuf>, journal: Option<PathBuf>) -> Self {
+        Self {
+            control,
+            data_dir,
+            journal: journal.map(|path| Arc::new(JournalFile::new(path))),
+            listeners: Arc::default(),
+            launch: None,
+            groups: Arc::default(),
+        }
+    }
+
+    /// Keeps a listener for every daemon that is started from now on. Its mode is not changed (R13).
+    pub fn listener(&mut self, name: String, fd: OwnedFd) {
+        let mut listeners: Vec<(String, OwnedFd)> = Vec::new();
+        match Arc::try_unwrap(std::mem::take(&mut self.listeners)) {
+            Ok(own) => listeners = own,
+            // A spawn that is under way keeps its own descriptors.
+            Err(shared) => {
+                for (name, fd) in shared.iter() {
+                    if let Ok(fd) = fd.try_clone() {
+                        listeners.push((name.clone(), fd));
+                    }
+                }
+            }
+        }
+        listeners.push((name, fd));
+        self.listeners = Arc::new(listeners);
+    }
+
+    /// What [`Effect::Spawn`] starts from now on, and the budget it is told (C3).
+    pub fn launch(&mut self, launch: Launch, hello_budget: Duration) {
+        self.launch = Some((launch, hello_budget));
+    }
+
+    /// The processes it started that still run.
+    #[must_use]
+    pub fn own(&self) -> Vec<u32> {
+        self.groups().keys().copied().collect()
+    }
+
+    /// The work that carries out an effect.
+    #[must_use]
+    pub fn job(&self, effect: Effect) -> Job<Completion> {
+        let control = self.control.clone();
+        let groups = Arc::clone(&self.groups);
+        match effect {
+            Effect::Probe => done(move || Outcome::Probed(probed(&control))),
+            Effect::Spawn { successor } => {
+                let (launch, listeners) = (self.launch.clone(), Arc::clone(&self.listeners));
+                Box::new(move || {
+                    let child = start(launch, &listeners, successor);
+                    Completion(Done::Spawned(child.map(|child| {
+                        let Child { pid, pidfd, group, control } = child;
+                        own_groups(&groups).insert(pid, Arc::new(group));
+                        (pidfd, control)
+                    })))
+                })
+            }
+            Effect::Connect => Box::new(move || {
+                let connected = connect(&control).map_err(|error| {
+                    format!("cannot connect to {}: {error}", control.as_path().display())
+                });
+                Completion(Done::Connected(connected))
+            }),
+            Effect::CheckLock => {
+                let data_dir = self.data_dir.clone();
+                done(move || Outcome::LockChecked(check_lock(data_dir)))
+            }
+            Effect::Signal { pid, signal } => {
+                let group = self.groups().get(&pid).cloned();
+                done(move || {
+                    Outcome::Signalled(match group {
+                        Some(group) => {
+                            group.signal(to_unix(signal)).map(drop).map_err(|e| e.to_string())
+                        }
+                        None => Err(format!("pid {pid} is no child of this supervisor")),
+                    })
+                })
+            }
+            Effect::Reap { pid } => done(move || {
+                let group = own_groups(&groups).get(&pid).cloned();
+                if let Some(group) = group {
+                    let leader = PidFd::open(pid).ok();
+                    while !group.is_gone() {
+                        match &leader {
+                            Some(leader) if !leader.has_exited() => {
+                                let _ = leader.wait(Some(Duration::from_millis(200)));
+                            }
+                            _ => std::thread::sleep(GROUP_POLL),
+                        }
+                    }
+                    own_groups(&groups).remove(&pid);
+                }
+                Outcome::Reaped { pid }
+            }),
+            Effect::Journal(entry) => {
+                let journal = self.journal.clone();
+                done(move || {
+                    Outcome::Journalled(match journal {
+                        Some(journal) => postcard::to_allocvec(&entry)
+                            .map_err(|error| error.to_string())
+                            .and_then(|bytes| {
+                                journal.write(&bytes).map_err(|error| {
+                                    format!("{}: {error}", journal.path().display())
+                                })
+                            }),
+                        None => Ok(()),
+                    })
+                })
+            }
+        }
+    }
+
+    /// Takes what a job came to.
+    #[must_use]
+    pub fn finish(&mut self, completion: Completion) -> Finished {
+        let finished = |outcome| Finished { outcome, connection: None, watch: None };
+        match completion.0 {
+            Done::Outcome(outcome) => finished(outcome),
+            Done::Spawned(Err(error)) => finished(Outcome::Spawned(Err(error))),
+            Done::Spawned(Ok((pidfd, control))) => {
+                let pid = pidfd.pid();
+                let stream = control.and_then(|stream| ControlStream::to_child(stream, pid).ok());
+                Finished {
+                    outcome: Outcome::Spawned(Ok(pid)),
+                    connection: stream.map(|stream| (Peer::Successor, stream)),
+                    watch: Some(pidfd),
+                }
+            }
+            Done::Connected(Err(error)) => finished(Outcome::Connected(Err(error))),
+            Done::Connected(Ok((stream, watch))) => Finished {
+                outcome: Outcome::Connected(Ok(())),
+                connection: Some((Peer::Incumbent, stream)),
+                watch,
+            },
+        }
+    }
+
+    /// A peer was introduced: a process to watch, where it is not the one that was started (C1).
+    #[must_use]
+    pub fn introduced(&self, peer: Peer, cred: Credentials) -> Option<PidFd> {
+        let started = self.groups().contains_key(&cred.pid);
+        (peer == Peer::Successor && !started).then(|| PidFd::open(cred.pid).ok()).flatten()
+    }
+
+    /// A watched process has exited: the input for the machine. Reaps it, if it is a child.
+    #[must_use]
+    pub fn exited(&self, process: &PidFd) -> Outcome {
+        let pid = process.pid();
+        let group = self.groups().get(&pid).cloned();
+        let status = group.and_then(|group| {
+            group.reap();
+            let status = group.leader_status();
+            if group.is_gone() {
+                self.groups().remove(&pid);
+            }
+            status
+        });
+        let status = status.map_or_else(|| "it is gone".to_string(), |cause| cause.to_string());
+        Outcome::Exited { pid, status }
+    }
+
+    /// Ends every process it started: SIGTERM, `grace`, SIGKILL, and a bounded wait (R14). Blocks.
+    /// Gives the leaders of groups that would not die.
+    pub fn end_all(&mut self, grace: Duration) -> Vec<u32> {
+        for (signal, patience) in [(Signal::TERM, grace), (Signal::KILL, Duration::from_secs(5))] {
+            let limit = Instant::now() + patience;
+            for group in self.groups().values() {
+                if let Err(error) = group.signal(signal) {
+                    tracing::warn!(group = group.id(), %error, "cannot signal a process group");
+                }
+            }
+            loop {
+                self.groups().retain(|_, group| !group.is_gone());
+                if self.groups().is_empty() {
+                    return Vec::new();
+                }
+                if Instant::now() >= limit {
+                    break;
+                }
+                std::thread::sleep(GROUP_POLL);
+            }
+        }
+        self.own()
+    }
+
+    fn groups(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, Arc<ProcessGroup>>> {
+        own_groups(&self.groups)
+    }
+}
+
+fn own_groups(
+    groups: &Mutex<BTreeMap<u32, Arc<ProcessGroup>>>,
+) -> std::sync::MutexGuard<'_, BTreeMap<u32, Arc<ProcessGroup>>> {
+    groups.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn done(work: impl FnOnce() -> Outcome + Send + 'static) -> Job<Completion> {
+    Box::new(move || Completion(Done::Outcome(work())))
+}
+
+fn probed(control: &ControlPath) -> Probed {
+    match probe(control) {
+        Ok(found) => Probed::Answered { pid: found.cred.pid },
+        Err(error) => {
+            tracing::debug!(path = %control.as_path().display(), %error, "probe");
+            Probed::Silent
+        }
+    }
+}
+
+fn start(
+    launch: Option<(Launch, Duration)>,
+    listeners: &[(String, OwnedFd)],
+    successor: bool,
+) -> Result<Child, String> {
+    let Some((launch, hello_budget)) = launch else {
+        return Err("there is no binary to start".to_string());
+    };
+    let listeners: Vec<_> = listeners.iter().map(|(name, fd)| (name.clone(), fd.as_fd())).collect();
+    let role = if successor { SpawnRole::Successor { hello_budget } } else { SpawnRole::Cold };
+    spawn(&launch, &listeners, role).map_err(|error: SpawnError| error.to_string())
+}
+
+fn connect(control: &ControlPath) -> io::Result<(ControlStream, Option<PidFd>)> {
+    let stream: UnixStream = control.connect(CONNECT)?;
+    let stream = ControlStream::connected(stream)?;
+    let watch = stream.peer_pid().and_then(|pid| PidFd::open(pid).ok());
+    Ok((stream, watch))
+}
+
+fn check_lock(data_dir: Option<PathBuf>) -> LockState {
+    match data_dir.map(|dir| lock::lock_state(&dir)) {
+        Some(lock::LockState::Held { pid }) => LockState::Held { pid },
+        Some(lock::LockState::Free) => LockState::Free,
+        Some(lock::LockState::Unknown) | None => LockState::Unknown,
+    }
+}

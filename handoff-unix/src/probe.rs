@@ -1,0 +1,60 @@
+//! Asking who the incumbent is (C6).
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use handoff_core::probe::Probe;
+use handoff_core::{Credentials, HandoffId};
+use rustix::event::PollFlags;
+
+use crate::control::ControlPath;
+use crate::stream::ControlStream;
+
+/// How long a probe may take (C6).
+pub const PROBE: Duration = Duration::from_secs(1);
+
+/// The incumbent, as a probe found it.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Who the kernel says it is.
+    pub cred: Credentials,
+    /// What it calls its build.
+    pub build_id: Vec<u8>,
+}
+
+/// Connects, reads Hello, answers HelloAck and closes, within [`PROBE`].
+///
+/// # Errors
+///
+/// Nobody listens, nobody answered in time, or what answered is no incumbent.
+pub fn probe(control: &ControlPath) -> io::Result<Found> {
+    let limit = Instant::now() + PROBE;
+    let mut stream = ControlStream::connected(control.connect(PROBE)?)?;
+    let mut cred = stream.introduction().ok_or(io::ErrorKind::PermissionDenied)?;
+    let mut probe = Probe::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let left = limit.saturating_duration_since(Instant::now());
+        if left.is_zero() || !crate::poll::ready(&stream, PollFlags::IN, Some(left))? {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it did not say Hello within 1 s"));
+        }
+        match stream.read(&mut buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                let answer = probe
+                    .received(&buffer[..count], HandoffId::new())
+                    .map_err(|violation| io::Error::new(io::ErrorKind::InvalidData, violation))?;
+                if let Some(answer) = answer {
+                    let _ = stream.write(&answer.ack);
+                    // A peer in another pid namespace has no pid here but the one it says.
+                    if cred.pid == 0 {
+                        cred.pid = answer.pid;
+                    }
+                    return Ok(Found { cred, build_id: answer.build_id });
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
