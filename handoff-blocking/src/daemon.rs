@@ -20,6 +20,7 @@ use handoff_core::{Input, Machine as _};
 use handoff_unix::control::ControlPath;
 use handoff_unix::host::DaemonHost;
 use handoff_unix::inherit::{Inherited, Role};
+use handoff_unix::probe::Users;
 use handoff_unix::stream::ControlStream;
 
 use crate::StartError;
@@ -97,6 +98,7 @@ impl Daemon {
         let mut settings =
             core::Config::new(std::process::id(), rustix::process::geteuid().as_raw());
         settings.build_id = config.build_id;
+        let users = Users(config.allowed_uids.clone());
         settings.allowed_uids = config.allowed_uids;
         settings.timing = config.timing;
         let machine = match inherited.role() {
@@ -112,7 +114,7 @@ impl Daemon {
             })?),
             None => None,
         };
-        let host = DaemonHost::new(control, config.data_dir.clone());
+        let host = DaemonHost::new(control, config.data_dir.clone(), users);
         let front = Front::start(machine, host, supervisor, config.data_dir)?;
         Ok(Self { inherited, front })
     }
@@ -497,7 +499,7 @@ impl Back {
             let socket = self.host.socket().filter(|_| answering);
             let listener: Vec<BorrowedFd<'_>> =
                 socket.iter().map(|socket| socket.listener().as_fd()).collect();
-            match self.reactor.wait(&listener) {
+            match self.reactor.wait(&listener, None) {
                 Ok(turn) => {
                     if let (Some(socket), false) = (&socket, turn.extra.is_empty()) {
                         self.accept(socket);

@@ -156,14 +156,19 @@ impl<M: Machine, T: Send + 'static> Reactor<M, T> {
     }
 
     /// Sleeps until something happens, and takes in what has. What is in `extra`, and everything that
-    /// has arrived, comes before a timer that has expired (T5).
-    pub(crate) fn wait(&mut self, extra: &[BorrowedFd<'_>]) -> io::Result<Turn<T>> {
+    /// has arrived, comes before a timer that has expired (T5). `limit` ends the sleep early.
+    pub(crate) fn wait(
+        &mut self,
+        extra: &[BorrowedFd<'_>],
+        limit: Option<Duration>,
+    ) -> io::Result<Turn<T>> {
         self.flush();
         let timeout = if self.actions.is_empty() && !self.more {
             self.driver.deadline().map(|deadline| self.clock.until(deadline.at))
         } else {
             Some(Duration::ZERO)
         };
+        let timeout = timeout.into_iter().chain(limit).min();
         let mut fds = vec![PollFd::new(&self.mailbox.waker, PollFlags::IN)];
         fds.extend(extra.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
         for (peer, stream) in &self.streams {

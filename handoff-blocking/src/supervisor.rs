@@ -1,12 +1,13 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use handoff_core::driver::ActionOf;
-use handoff_core::supervisor::{self as core, Command, Event, Report, Spec};
+use handoff_core::supervisor::{self as core, Command, Entry, Event, Outcome, Report, Spec};
 use handoff_core::{HandoffId, Input, Machine as _};
 use handoff_unix::control::ControlPath;
 use handoff_unix::host::{Completion, SupervisorHost};
+use handoff_unix::probe::Users;
 use handoff_unix::process::PidFd;
 use handoff_unix::spawn::{Launch, become_subreaper};
 
@@ -138,9 +139,10 @@ impl Supervisor {
         let control = ControlPath::new(config.control_path)?;
         let failed = |what| move |source| StartError::Io { what, source };
         become_subreaper().map_err(failed("becoming a subreaper"))?;
+        let users = Users(config.core.allowed_uids.clone());
         let machine = core::Supervisor::new(config.core);
         let reactor = Reactor::new(machine).map_err(failed("the supervisor's waker"))?;
-        let host = SupervisorHost::new(control, config.data_dir, config.journal);
+        let host = SupervisorHost::new(control, config.data_dir, config.journal, users);
         Ok(Self { reactor, host, names: Vec::new(), watched: Vec::new() })
     }
 
@@ -176,6 +178,9 @@ impl Supervisor {
     /// The daemon did not start, or ended before it served.
     pub fn start(&mut self, launch: &Launch) -> Result<Started, StartError> {
         self.host.launch(launch.clone(), Spec::default().hello_budget);
+        if let Some(Entry { id, step, .. }) = self.host.recover() {
+            tracing::warn!(%id, ?step, "the supervisor before this one left a handoff behind");
+        }
         self.command(Command::Start { own: self.host.own() });
         self.until(|event| match event {
             Event::Serving { pid, started } => Some(Ok(Started { pid, started })),
@@ -207,6 +212,24 @@ impl Supervisor {
         })
     }
 
+    /// Watches the daemons for a while, between handoffs: reaps those that have exited, and returns
+    /// early when one has. Gives the pids and how they ended.
+    ///
+    /// # Errors
+    ///
+    /// This process cannot wait for its sockets any more.
+    pub fn watch(&mut self, time: Duration) -> Result<Vec<(u32, String)>, StartError> {
+        let limit = Instant::now() + time;
+        loop {
+            let _ = self.act(|_| None::<()>);
+            let left = limit.saturating_duration_since(Instant::now());
+            let gone = self.turn(Some(left))?;
+            if !gone.is_empty() || left.is_zero() {
+                return Ok(gone);
+            }
+        }
+    }
+
     /// A handle that rolls back the handoff under way.
     #[must_use]
     pub fn aborter(&self) -> Aborter {
@@ -227,39 +250,50 @@ impl Supervisor {
     /// Works until `stop` has what it waits for.
     fn until<R>(&mut self, mut stop: impl FnMut(Event) -> Option<R>) -> Result<R, StartError> {
         loop {
-            let mut result = None;
-            while let Some(action) = self.reactor.next_action() {
-                match action {
-                    ActionOf::<core::Supervisor>::Do(effect) => {
-                        self.reactor.mailbox().run(self.host.job(effect), Mail::Done);
-                    }
-                    ActionOf::<core::Supervisor>::Event(event) => {
-                        let state = self.reactor.machine().state_name();
-                        if event.is_trouble() {
-                            tracing::warn!(state, "handoff: {event}");
-                        } else {
-                            tracing::info!(state, "handoff: {event}");
-                        }
-                        result = result.or(stop(event));
-                    }
-                    ActionOf::<core::Supervisor>::Cancel
-                    | ActionOf::<core::Supervisor>::Close { .. } => {}
-                }
-            }
-            if let Some(result) = result {
+            if let Some(result) = self.act(&mut stop) {
                 return Ok(result);
             }
-            self.turn()?;
+            self.turn(None)?;
         }
     }
 
-    fn turn(&mut self) -> Result<(), StartError> {
+    /// Carries out what the machine asks for.
+    fn act<R>(&mut self, mut stop: impl FnMut(Event) -> Option<R>) -> Option<R> {
+        let mut result = None;
+        while let Some(action) = self.reactor.next_action() {
+            match action {
+                ActionOf::<core::Supervisor>::Do(effect) => {
+                    self.reactor.mailbox().run(self.host.job(effect), Mail::Done);
+                }
+                ActionOf::<core::Supervisor>::Event(event) => {
+                    let state = self.reactor.machine().state_name();
+                    if event.is_trouble() {
+                        tracing::warn!(state, "handoff: {event}");
+                    } else {
+                        tracing::info!(state, "handoff: {event}");
+                    }
+                    result = result.or(stop(event));
+                }
+                ActionOf::<core::Supervisor>::Cancel
+                | ActionOf::<core::Supervisor>::Close { .. } => {}
+            }
+        }
+        result
+    }
+
+    /// Waits for something to happen, at most so long; whose processes have exited.
+    fn turn(&mut self, limit: Option<Duration>) -> Result<Vec<(u32, String)>, StartError> {
         let pidfds: Vec<BorrowedFd<'_>> = self.watched.iter().map(AsFd::as_fd).collect();
         let what = "waiting for the daemons";
-        let turn = self.reactor.wait(&pidfds).map_err(|source| StartError::Io { what, source })?;
+        let turn =
+            self.reactor.wait(&pidfds, limit).map_err(|source| StartError::Io { what, source })?;
+        let mut gone = Vec::new();
         for place in turn.extra.into_iter().rev() {
-            let gone = self.watched.swap_remove(place);
-            self.reactor.handle(Input::Done(self.host.exited(&gone)));
+            let outcome = self.host.exited(&self.watched.swap_remove(place));
+            if let Outcome::Exited { pid, status } = &outcome {
+                gone.push((*pid, status.clone()));
+            }
+            self.reactor.handle(Input::Done(outcome));
         }
         for mail in turn.mail {
             match mail {
@@ -269,7 +303,7 @@ impl Supervisor {
         }
         self.watch_introduced();
         self.reactor.tick();
-        Ok(())
+        Ok(gone)
     }
 
     fn complete(&mut self, completion: Completion) {

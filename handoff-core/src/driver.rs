@@ -53,12 +53,17 @@ struct Channel<P> {
 
 impl<P> Channel<P> {
     fn push(&mut self, message: &Message) {
-        let version = self.version.unwrap_or(PROTO_MAX);
-        if let Message::HelloAck { proto_version_chosen, .. } = message {
-            self.settle(*proto_version_chosen);
-        }
+        // W5: Hello's frame carries the sender's highest version, every later one the chosen one.
+        let version = match message {
+            Message::Hello { proto_max, .. } => *proto_max,
+            Message::HelloAck { proto_version_chosen, .. } => {
+                self.settle(*proto_version_chosen);
+                *proto_version_chosen
+            }
+            _ => self.version.unwrap_or(PROTO_MAX),
+        };
         // Machines bound what they say, so that every message of theirs fits a frame.
-        let fits = encode(message, self.version.unwrap_or(version), &mut self.unsent);
+        let fits = encode(message, version, &mut self.unsent);
         debug_assert!(fits.is_ok(), "{fits:?}");
     }
 

@@ -22,15 +22,31 @@ pub struct Found {
     pub build_id: Vec<u8>,
 }
 
+/// Which users may answer, or be answered (R12): this process's own, root, and those listed.
+#[derive(Clone, Debug, Default)]
+pub struct Users(pub Vec<u32>);
+
+impl Users {
+    /// Whether this one may.
+    #[must_use]
+    pub fn allow(&self, uid: u32) -> bool {
+        uid == 0 || uid == rustix::process::geteuid().as_raw() || self.0.contains(&uid)
+    }
+}
+
 /// Connects, reads Hello, answers HelloAck and closes, within [`PROBE`].
 ///
 /// # Errors
 ///
-/// Nobody listens, nobody answered in time, or what answered is no incumbent.
-pub fn probe(control: &ControlPath) -> io::Result<Found> {
+/// Nobody listens, nobody answered in time, or what answered is no incumbent, or not of `users`.
+pub fn probe(control: &ControlPath, users: &Users) -> io::Result<Found> {
     let limit = Instant::now() + PROBE;
     let mut stream = ControlStream::connected(control.connect(PROBE)?)?;
     let mut cred = stream.introduction().ok_or(io::ErrorKind::PermissionDenied)?;
+    if !users.allow(cred.uid) {
+        let text = format!("uid {} answers there, which is not allowed", cred.uid);
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
     let mut probe = Probe::new();
     let mut buffer = [0; 4096];
     loop {

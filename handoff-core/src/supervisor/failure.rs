@@ -9,7 +9,9 @@ impl Supervisor {
         let Some(swap) = self.swap() else { return };
         let trouble = Trouble { reason, detail: clip(detail, 1024) };
         match swap.at {
-            At::Committing | At::Asking | At::Promoting | At::Ending | At::Confirming => {
+            // Too late: the successor was told that it is the incumbent.
+            At::Committing => {}
+            At::Asking | At::Promoting | At::Ending | At::Confirming => {
                 swap.trouble.get_or_insert(trouble);
             }
             At::Probing => {

@@ -36,6 +36,7 @@ impl HandoffId {
     /// own bytes to [`HandoffId::from_random_bytes`].
     #[cfg(feature = "v4")]
     #[must_use]
+    #[allow(clippy::disallowed_methods, reason = "the feature asks for it")]
     pub fn new() -> Self {
         Self(Uuid::new_v4())
     }

@@ -7,7 +7,7 @@ use handoff_core::daemon::{LockFailure, OsEffect, Outcome, Probed, Signal};
 use super::Job;
 use crate::control::{ControlPath, ControlPathError, ControlSocket};
 use crate::lock::{DataDirLock, LockError};
-use crate::probe::probe;
+use crate::probe::{Users, probe};
 use crate::process::{self, PidFd};
 
 /// What a daemon's effects act on: its lock, its control socket, its successor.
@@ -19,6 +19,7 @@ use crate::process::{self, PidFd};
 pub struct DaemonHost {
     control: ControlPath,
     data_dir: PathBuf,
+    users: Users,
     lock: Arc<Mutex<Option<DataDirLock>>>,
     socket: Arc<Mutex<Option<Arc<ControlSocket>>>>,
     successor: Arc<Mutex<Option<PidFd>>>,
@@ -31,10 +32,11 @@ fn own<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl DaemonHost {
     /// A host that holds nothing yet.
     #[must_use]
-    pub fn new(control: ControlPath, data_dir: PathBuf) -> Self {
+    pub fn new(control: ControlPath, data_dir: PathBuf, users: Users) -> Self {
         Self {
             control,
             data_dir,
+            users,
             lock: Arc::default(),
             socket: Arc::default(),
             successor: Arc::default(),
@@ -112,7 +114,7 @@ impl DaemonHost {
         if self.socket().is_some_and(|socket| socket.leads_here()) {
             return Probed::Own;
         }
-        match probe(&self.control) {
+        match probe(&self.control, &self.users) {
             Ok(found) if found.cred.pid == std::process::id() => Probed::Own,
             Ok(found) => Probed::Answered { pid: found.cred.pid },
             Err(error) => {

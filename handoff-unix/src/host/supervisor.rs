@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use handoff_core::Credentials;
 use handoff_core::daemon::Probed;
-use handoff_core::supervisor::{Effect, LockState, Outcome, Peer};
+use handoff_core::supervisor::{Effect, Entry, LockState, Outcome, Peer, Step};
+use serde::{Deserialize, Serialize};
 
 use super::{Job, daemon::to_unix};
 use crate::control::ControlPath;
-use crate::journal::JournalFile;
+use crate::journal::{JournalFile, Loaded};
 use crate::lock;
-use crate::probe::probe;
+use crate::probe::{Users, probe};
 use crate::process::{PidFd, ProcessGroup, Signal};
 use crate::spawn::{Child, Launch, SpawnError, SpawnRole, spawn};
 use crate::stream::ControlStream;
@@ -54,6 +55,7 @@ pub struct Finished {
 pub struct SupervisorHost {
     control: ControlPath,
     data_dir: Option<PathBuf>,
+    users: Users,
     journal: Option<Arc<JournalFile>>,
     listeners: Arc<Vec<(String, OwnedFd)>>,
     launch: Option<(Launch, Duration)>,
@@ -63,10 +65,16 @@ pub struct SupervisorHost {
 impl SupervisorHost {
     /// A host without listeners and children.
     #[must_use]
-    pub fn new(control: ControlPath, data_dir: Option<PathBuf>, journal: Option<PathBuf>) -> Self {
+    pub fn new(
+        control: ControlPath,
+        data_dir: Option<PathBuf>,
+        journal: Option<PathBuf>,
+        users: Users,
+    ) -> Self {
         Self {
             control,
             data_dir,
+            users,
             journal: journal.map(|path| Arc::new(JournalFile::new(path))),
             listeners: Arc::default(),
             launch: None,
@@ -92,6 +100,34 @@ impl SupervisorHost {
         self.listeners = Arc::new(listeners);
     }
 
+    /// Reads what the supervisor before this one was doing (R10), and counts the processes it names,
+    /// where they still run, among its own. A journal that cannot be read is set aside, with a warning.
+    pub fn recover(&mut self) -> Option<Entry> {
+        let journal = self.journal.as_ref()?;
+        let payload = match journal.load() {
+            Loaded::Absent => return None,
+            Loaded::Entry { payload, same_boot: true } => payload,
+            Loaded::Entry { same_boot: false, .. } => return None,
+            Loaded::SetAside { moved_to, reason } => {
+                let path = journal.path().display();
+                tracing::warn!(%path, ?moved_to, reason, "the journal cannot be read; it is set aside");
+                return None;
+            }
+        };
+        let Ok(Record { entry, started }) = postcard::from_bytes(&payload) else {
+            tracing::warn!(path = %journal.path().display(), "the journal is of another version");
+            return None;
+        };
+        for (pid, start) in started {
+            if start_time(pid) == Some(start)
+                && let Ok(group) = ProcessGroup::of(pid)
+            {
+                self.groups().entry(pid).or_insert_with(|| Arc::new(group));
+            }
+        }
+        (entry.step != Step::Idle).then_some(entry)
+    }
+
     /// What [`Effect::Spawn`] starts from now on, and the budget it is told (C3).
     pub fn launch(&mut self, launch: Launch, hello_budget: Duration) {
         self.launch = Some((launch, hello_budget));
@@ -109,7 +145,10 @@ impl SupervisorHost {
         let control = self.control.clone();
         let groups = Arc::clone(&self.groups);
         match effect {
-            Effect::Probe => done(move || Outcome::Probed(probed(&control))),
+            Effect::Probe => {
+                let users = self.users.clone();
+                done(move || Outcome::Probed(probed(&control, &users)))
+            }
             Effect::Spawn { successor } => {
                 let (launch, listeners) = (self.launch.clone(), Arc::clone(&self.listeners));
                 Box::new(move || {
@@ -162,13 +201,8 @@ impl SupervisorHost {
                 let journal = self.journal.clone();
                 done(move || {
                     Outcome::Journalled(match journal {
-                        Some(journal) => postcard::to_allocvec(&entry)
-                            .map_err(|error| error.to_string())
-                            .and_then(|bytes| {
-                                journal.write(&bytes).map_err(|error| {
-                                    format!("{}: {error}", journal.path().display())
-                                })
-                            }),
+                        Some(journal) => write_entry(&journal, entry)
+                            .map_err(|error| format!("{}: {error}", journal.path().display())),
                         None => Ok(()),
                     })
                 })
@@ -260,12 +294,34 @@ fn own_groups(
     groups.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What stands in the journal: the entry, and when the processes it names were started, because a pid
+/// alone may come to mean another process.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    entry: Entry,
+    started: Vec<(u32, u64)>,
+}
+
+fn write_entry(journal: &JournalFile, entry: Entry) -> io::Result<()> {
+    let pids = entry.incumbent.into_iter().chain(entry.successor);
+    let started = pids.filter_map(|pid| Some((pid, start_time(pid)?))).collect();
+    let bytes = postcard::to_allocvec(&Record { entry, started }).map_err(io::Error::other)?;
+    journal.write(&bytes)
+}
+
+/// When a process was started, in clock ticks since boot: field 22 of its `stat`, counted behind the
+/// name, which may hold anything.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
 fn done(work: impl FnOnce() -> Outcome + Send + 'static) -> Job<Completion> {
     Box::new(move || Completion(Done::Outcome(work())))
 }
 
-fn probed(control: &ControlPath) -> Probed {
-    match probe(control) {
+fn probed(control: &ControlPath, users: &Users) -> Probed {
+    match probe(control, users) {
         Ok(found) => Probed::Answered { pid: found.cred.pid },
         Err(error) => {
             tracing::debug!(path = %control.as_path().display(), %error, "probe");
