@@ -109,7 +109,7 @@ pub enum Outcome {
     Resumed(Result<(), String>),
 }
 
-/// Why the lock was not taken. Either is tried again (R1).
+/// Why the lock was not taken. Tried again, but for the one case that time does not mend (R1).
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum LockFailure {
     /// Another process holds it.
@@ -119,6 +119,9 @@ pub enum LockFailure {
     },
     /// The system lacks something: space, descriptors, permission to write.
     Shortage(String),
+    /// There is no data directory of this name that this process may use. Whoever has not held the
+    /// lock yet gives up; an incumbent that takes it back does not (R2).
+    Unusable(String),
 }
 
 impl fmt::Display for LockFailure {
@@ -126,7 +129,7 @@ impl fmt::Display for LockFailure {
         match self {
             Self::Held { holder: Some(pid) } => write!(f, "pid {pid} holds the lock"),
             Self::Held { holder: None } => f.write_str("another process holds the lock"),
-            Self::Shortage(reason) => f.write_str(reason),
+            Self::Shortage(reason) | Self::Unusable(reason) => f.write_str(reason),
         }
     }
 }

@@ -284,6 +284,10 @@ impl Successor {
                     out.push(hook(Hook::Open));
                 }
             }
+            (State::Locking(_), Outcome::Lock(Err(failure @ LockFailure::Unusable(_)))) => {
+                out.push(Output::Event(Event::LockRefused(failure.clone())));
+                self.end(Ended::StoodDown { why: StandDown::NoLock(Some(failure)) }, out);
+            }
             (State::Locking(locking), Outcome::Lock(Err(failure))) => {
                 let held = matches!(failure, LockFailure::Held { .. });
                 if locking.last.as_ref() != Some(&failure) {

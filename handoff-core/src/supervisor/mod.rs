@@ -602,7 +602,13 @@ impl Supervisor {
                         swap.trouble = Some(Trouble { reason, detail });
                         self.finish(Verdict::Unknown, None, out);
                     }
-                    At::Ending | At::Confirming => {}
+                    At::Ending | At::Confirming => {
+                        // The end of its connection was seen first, and this is why.
+                        if swap.trouble_is(Reason::SuccessorExited) {
+                            let reason = Reason::SuccessorExited;
+                            swap.trouble = Some(Trouble { reason, detail });
+                        }
+                    }
                     At::Probing
                     | At::Spawning
                     | At::Warming

@@ -78,7 +78,12 @@ impl DaemonHost {
                 Ok(())
             }
             Err(LockError::Held { holder, .. }) => Err(LockFailure::Held { holder }),
-            Err(error) => Err(LockFailure::Shortage(error.to_string())),
+            Err(error @ LockError::Shortage { .. }) => {
+                Err(LockFailure::Shortage(error.to_string()))
+            }
+            Err(error @ LockError::Unusable { .. }) => {
+                Err(LockFailure::Unusable(error.to_string()))
+            }
         }
     }
 

@@ -59,7 +59,14 @@ pub struct SupervisorHost {
     journal: Option<Arc<JournalFile>>,
     listeners: Arc<Vec<(String, OwnedFd)>>,
     launch: Option<(Launch, Duration)>,
-    groups: Arc<Mutex<BTreeMap<u32, Arc<ProcessGroup>>>>,
+    groups: Arc<Mutex<BTreeMap<u32, Group>>>,
+}
+
+/// A process group that was started here, and with what.
+#[derive(Clone, Debug)]
+struct Group {
+    group: Arc<ProcessGroup>,
+    program: Option<PathBuf>,
 }
 
 impl SupervisorHost {
@@ -122,7 +129,8 @@ impl SupervisorHost {
             if start_time(pid) == Some(start)
                 && let Ok(group) = ProcessGroup::of(pid)
             {
-                self.groups().entry(pid).or_insert_with(|| Arc::new(group));
+                let group = Group { group: Arc::new(group), program: None };
+                self.groups().entry(pid).or_insert(group);
             }
         }
         (entry.step != Step::Idle).then_some(entry)
@@ -152,10 +160,12 @@ impl SupervisorHost {
             Effect::Spawn { successor } => {
                 let (launch, listeners) = (self.launch.clone(), Arc::clone(&self.listeners));
                 Box::new(move || {
+                    let program = launch.as_ref().map(|(launch, _)| launch.program.clone());
                     let child = start(launch, &listeners, successor);
                     Completion(Done::Spawned(child.map(|child| {
                         let Child { pid, pidfd, group, control } = child;
-                        own_groups(&groups).insert(pid, Arc::new(group));
+                        let group = Group { group: Arc::new(group), program };
+                        own_groups(&groups).insert(pid, group);
                         (pidfd, control)
                     })))
                 })
@@ -174,7 +184,7 @@ impl SupervisorHost {
                 let group = self.groups().get(&pid).cloned();
                 done(move || {
                     Outcome::Signalled(match group {
-                        Some(group) => {
+                        Some(Group { group, .. }) => {
                             group.signal(to_unix(signal)).map(drop).map_err(|e| e.to_string())
                         }
                         None => Err(format!("pid {pid} is no child of this supervisor")),
@@ -183,7 +193,7 @@ impl SupervisorHost {
             }
             Effect::Reap { pid } => done(move || {
                 let group = own_groups(&groups).get(&pid).cloned();
-                if let Some(group) = group {
+                if let Some(Group { group, .. }) = group {
                     let leader = PidFd::open(pid).ok();
                     while !group.is_gone() {
                         match &leader {
@@ -247,15 +257,18 @@ impl SupervisorHost {
     pub fn exited(&self, process: &PidFd) -> Outcome {
         let pid = process.pid();
         let group = self.groups().get(&pid).cloned();
-        let status = group.and_then(|group| {
+        let status = group.and_then(|Group { group, program }| {
             group.reap();
-            let status = group.leader_status();
+            let status = group.leader_status()?;
             if group.is_gone() {
                 self.groups().remove(&pid);
             }
-            status
+            Some(match program {
+                Some(program) => format!("{status} ({})", program.display()),
+                None => status.to_string(),
+            })
         });
-        let status = status.map_or_else(|| "it is gone".to_string(), |cause| cause.to_string());
+        let status = status.unwrap_or_else(|| "it is gone".to_string());
         Outcome::Exited { pid, status }
     }
 
@@ -264,13 +277,13 @@ impl SupervisorHost {
     pub fn end_all(&mut self, grace: Duration) -> Vec<u32> {
         for (signal, patience) in [(Signal::TERM, grace), (Signal::KILL, Duration::from_secs(5))] {
             let limit = Instant::now() + patience;
-            for group in self.groups().values() {
+            for Group { group, .. } in self.groups().values() {
                 if let Err(error) = group.signal(signal) {
                     tracing::warn!(group = group.id(), %error, "cannot signal a process group");
                 }
             }
             loop {
-                self.groups().retain(|_, group| !group.is_gone());
+                self.groups().retain(|_, group| !group.group.is_gone());
                 if self.groups().is_empty() {
                     return Vec::new();
                 }
@@ -283,14 +296,14 @@ impl SupervisorHost {
         self.own()
     }
 
-    fn groups(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, Arc<ProcessGroup>>> {
+    fn groups(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, Group>> {
         own_groups(&self.groups)
     }
 }
 
 fn own_groups(
-    groups: &Mutex<BTreeMap<u32, Arc<ProcessGroup>>>,
-) -> std::sync::MutexGuard<'_, BTreeMap<u32, Arc<ProcessGroup>>> {
+    groups: &Mutex<BTreeMap<u32, Group>>,
+) -> std::sync::MutexGuard<'_, BTreeMap<u32, Group>> {
     groups.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
