@@ -31,8 +31,8 @@ use signal_hook::iterator::Signals;
 const VALUES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("values");
 const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 
-/// How long a client may take to send its request, and to take its answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a client may dawdle with its request or its answer. A drain waits for it that long.
+const PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST_REQUEST: usize = 1 << 20;
 
 type Failure = Box<dyn Error + Send + Sync>;

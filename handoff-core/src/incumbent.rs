@@ -54,10 +54,6 @@ enum State {
     Serving,
     Handoff(Handoff),
     Retiring(Retiring),
-    /// The handoff was committed while the lock was being tried: a late success is undone (R8).
-    Yielding {
-        id: HandoffId,
-    },
     Ended,
 }
 
@@ -71,6 +67,8 @@ struct Handoff {
     aborted: bool,
     /// The deadline has passed.
     late: bool,
+    /// The supervisor has been gone for so long that a successor which is ready would serve (R3).
+    alone: bool,
     step: Step,
 }
 
@@ -88,9 +86,12 @@ enum Step {
     Sealed,
     /// The lock is being taken back.
     Reclaiming(Reclaiming),
-    /// The lock is held and the resume hook runs. `hang_up` where closing the connection is the
-    /// answer that the supervisor waits for.
-    Resuming { hang_up: bool },
+    /// Commit was read while the lock was being tried. Where it is had all the same, the successor
+    /// is gone, and this process serves on.
+    Yielding,
+    /// The lock is held; the resume hook runs and the control path is claimed. `hang_up` where
+    /// closing the connection is the answer that the supervisor waits for.
+    Resuming { open: bool, hang_up: bool },
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
@@ -98,6 +99,8 @@ struct Reclaiming {
     last: Option<LockFailure>,
     trying: bool,
     ending: Ending,
+    /// Another process has answered for so long that it is not one that is being ended (I6).
+    yields: bool,
 }
 
 /// How far this process has come in ending a successor that neither serves nor lets go.
@@ -158,6 +161,10 @@ pub enum Timer {
     RetryPath,
     /// The successor was asked to end and has had its time (R2).
     EndGrace,
+    /// A successor that is ready would serve by now (R3).
+    Alone,
+    /// Another process has answered on the control path for long.
+    Yield,
 }
 
 impl Timer {
@@ -169,7 +176,9 @@ impl Timer {
             | Self::HookStuck
             | Self::RetryLock
             | Self::RetryPath
-            | Self::EndGrace => false,
+            | Self::EndGrace
+            | Self::Alone
+            | Self::Yield => false,
         }
     }
 
@@ -179,7 +188,9 @@ impl Timer {
             | Self::Deadline
             | Self::HookStuck
             | Self::RetryLock
-            | Self::EndGrace => true,
+            | Self::EndGrace
+            | Self::Alone
+            | Self::Yield => true,
             Self::HelloAck(_)
             | Self::Idle(_)
             | Self::Beat(_)
@@ -209,21 +220,9 @@ impl Incumbent {
         !matches!(self.state, State::Ended)
     }
 
-    /// Whether a Hello tells the truth now: not between seal and resume (C6).
+    /// Whether a Hello tells the truth now: not between Prepare and resume (C6).
     const fn settled(&self) -> bool {
-        match &self.state {
-            State::Serving => true,
-            State::Handoff(handoff) => match handoff.step {
-                Step::Draining { off: None } | Step::Drained => true,
-                Step::Draining { off: Some(_) }
-                | Step::Sealing { .. }
-                | Step::Releasing { .. }
-                | Step::Sealed
-                | Step::Reclaiming(_)
-                | Step::Resuming { .. } => false,
-            },
-            State::Retiring(_) | State::Yielding { .. } | State::Ended => false,
-        }
+        matches!(self.state, State::Serving)
     }
 
     // Connections.
@@ -287,6 +286,8 @@ impl Incumbent {
             && handoff.conn == Some(id)
         {
             handoff.conn = None;
+            let ready_by_now = self.config.timing.pulse.silence + self.config.timing.verdict;
+            self.timers.set(Timer::Alone, now + ready_by_now + self.config.timing.end_grace);
             self.call_off(now, Off::SupervisorGone, out);
         }
     }
@@ -402,7 +403,7 @@ impl Incumbent {
     ) {
         match &self.state {
             State::Serving => {}
-            State::Handoff(Handoff { id: active, .. }) | State::Yielding { id: active } => {
+            State::Handoff(Handoff { id: active, .. }) => {
                 let active = *active;
                 return self.refuse(now, from, Violation::Busy { active }, out);
             }
@@ -419,6 +420,7 @@ impl Incumbent {
             conn: Some(from),
             aborted: false,
             late: false,
+            alone: false,
             step: Step::Draining { off: None },
         });
         out.push(Output::Event(Event::HandoffBegun { id, successor }));
@@ -442,6 +444,7 @@ impl Incumbent {
                 | Step::Drained
                 | Step::Sealing { .. }
                 | Step::Releasing { .. }
+                | Step::Yielding
                 | Step::Resuming { .. } => None,
             },
             _ => None,
@@ -449,7 +452,11 @@ impl Incumbent {
         match trying {
             // It holds the lock, or was told that the handoff is off: it goes on serving (C2).
             None => self.refuse(now, from, unexpected, out),
-            Some(true) => self.state = State::Yielding { id },
+            Some(true) => {
+                if let State::Handoff(handoff) = &mut self.state {
+                    handoff.step = Step::Yielding;
+                }
+            }
             Some(false) => self.end(Ended::Committed { id }, out),
         }
     }
@@ -494,7 +501,7 @@ impl Incumbent {
                 first
             }
             Step::Drained | Step::Sealed => true,
-            Step::Reclaiming(_) | Step::Resuming { .. } => false,
+            Step::Reclaiming(_) | Step::Yielding | Step::Resuming { .. } => false,
         };
         if first {
             out.push(Output::Event(Event::HandoffOff { id, why }));
@@ -516,7 +523,7 @@ impl Incumbent {
 
     fn resume(&mut self, hang_up: bool, out: &mut Out) {
         if let State::Handoff(handoff) = &mut self.state {
-            handoff.step = Step::Resuming { hang_up };
+            handoff.step = Step::Resuming { open: false, hang_up };
             self.timers.retain(|timer| !timer.of_handoff());
             out.push(hook(Hook::Resume));
             self.claim(out);
@@ -531,11 +538,17 @@ impl Incumbent {
         }
     }
 
-    fn resumed(&mut self, now: Instant, out: &mut Out) {
-        let State::Handoff(Handoff { id, conn, step: Step::Resuming { hang_up }, .. }) = self.state
+    /// It serves again once its data is open and the control path was claimed, or found wanting.
+    fn resumed_if_complete(&mut self, now: Instant, out: &mut Out) {
+        let State::Handoff(Handoff {
+            id, conn, step: Step::Resuming { open: true, hang_up }, ..
+        }) = self.state
         else {
             return;
         };
+        if self.claiming {
+            return;
+        }
         self.state = State::Serving;
         out.push(Output::Event(Event::Resumed { id }));
         if let Some(conn) = conn {
@@ -567,12 +580,17 @@ impl Incumbent {
 
     fn claimed(&mut self, now: Instant, result: Result<(), String>, out: &mut Out) {
         self.claiming = false;
+        if let State::Handoff(Handoff { step: Step::Releasing { .. }, .. }) = self.state {
+            // The release has waited for this: from then on the path may be another's.
+            return out.push(os(OsEffect::ReleaseLock));
+        }
         if let Err(reason) = result
             && self.answers()
         {
             out.push(Output::Event(Event::PathFailed(reason)));
             self.timers.set(Timer::RetryPath, now + self.config.timing.retry);
         }
+        self.resumed_if_complete(now, out);
     }
 
     fn done(&mut self, now: Instant, outcome: Outcome, out: &mut Out) {
@@ -584,16 +602,6 @@ impl Incumbent {
             State::Retiring(retiring) => {
                 if let Some(ended) = retiring.done(outcome, out) {
                     self.end(ended, out);
-                }
-            }
-            State::Yielding { id } => {
-                let id = *id;
-                match outcome {
-                    Outcome::Lock(Ok(())) => out.push(os(OsEffect::ReleaseLock)),
-                    Outcome::Lock(Err(_)) | Outcome::Probed(_) | Outcome::Released(_) => {
-                        self.end(Ended::Committed { id }, out);
-                    }
-                    _ => {}
                 }
             }
             State::Serving | State::Ended => {}
@@ -614,7 +622,10 @@ impl Incumbent {
                 if report.revisions.len() <= MAX_SHARDS =>
             {
                 handoff.step = Step::Releasing { off: None, report };
-                out.push(os(OsEffect::ReleaseLock));
+                self.timers.clear(Timer::RetryPath);
+                if !self.claiming {
+                    out.push(os(OsEffect::ReleaseLock));
+                }
             }
             (Step::Sealing { off: None }, Outcome::Sealed(result)) => {
                 let failure = result.err().unwrap_or_else(|| SealFailure {
@@ -667,7 +678,12 @@ impl Incumbent {
                 self.timers.clear(Timer::EndGrace);
                 out.push(Output::Event(Event::SuccessorNotEnded(reason)));
             }
-            (Step::Resuming { .. }, Outcome::Resumed(Ok(()))) => self.resumed(now, out),
+            (Step::Yielding, Outcome::Lock(Ok(()))) => self.resume(true, out),
+            (Step::Yielding, Outcome::Lock(Err(_))) => self.end(Ended::Committed { id }, out),
+            (Step::Resuming { open, .. }, Outcome::Resumed(Ok(()))) => {
+                *open = true;
+                self.resumed_if_complete(now, out);
+            }
             (Step::Resuming { .. }, Outcome::Resumed(Err(error))) => {
                 let reason = alloc::format!("the daemon cannot resume: {error}");
                 self.end(Ended::Crash(reason), out);
@@ -735,22 +751,28 @@ impl Incumbent {
 
     /// The lock is held by another, and the supervisor is gone: who serves? (R2)
     fn probed(&mut self, now: Instant, probed: Probed, out: &mut Out) {
-        let State::Handoff(Handoff {
-            conn, aborted, late, step: Step::Reclaiming(reclaiming), ..
-        }) = &mut self.state
-        else {
-            return;
-        };
-        let abandoned = conn.is_none();
+        let timing = self.config.timing;
+        let State::Handoff(handoff) = &mut self.state else { return };
+        let abandoned = handoff.conn.is_none();
+        let (aborted, overdue) = (handoff.aborted, handoff.late && handoff.alone);
+        let Step::Reclaiming(reclaiming) = &mut handoff.step else { return };
         match probed {
-            Probed::Answered { pid } if abandoned && !*aborted => {
+            Probed::Answered { pid } if abandoned && (!aborted || reclaiming.yields) => {
                 let why = StandDown::OtherServes { pid };
                 return self.end(Ended::StoodDown { why }, out);
             }
-            Probed::Own | Probed::Silent if abandoned && *late => {
-                if reclaiming.ending == Ending::Not {
+            // One that is being ended answers no longer than that takes.
+            Probed::Answered { .. } if abandoned => {
+                if self.timers.at(Timer::Yield).is_none() {
+                    self.timers.set(Timer::Yield, now + timing.end_grace + timing.verdict);
+                }
+            }
+            Probed::Own | Probed::Silent if abandoned => {
+                reclaiming.yields = false;
+                self.timers.clear(Timer::Yield);
+                if overdue && reclaiming.ending == Ending::Not {
                     reclaiming.ending = Ending::Asked;
-                    self.timers.set(Timer::EndGrace, now + self.config.timing.end_grace);
+                    self.timers.set(Timer::EndGrace, now + timing.end_grace);
                     out.push(os(OsEffect::SignalSuccessor(Signal::Term)));
                 }
             }
@@ -781,7 +803,7 @@ impl Incumbent {
                 self.stopping = true;
                 self.call_off(now, Off::Stopped, out);
             }
-            State::Retiring(_) | State::Yielding { .. } | State::Ended => {}
+            State::Retiring(_) | State::Ended => {}
         }
     }
 
@@ -834,6 +856,18 @@ impl Incumbent {
                 }
             }
             Timer::RetryPath => self.claim(out),
+            Timer::Alone => {
+                if let State::Handoff(handoff) = &mut self.state {
+                    handoff.alone = true;
+                }
+            }
+            Timer::Yield => {
+                if let State::Handoff(Handoff { step: Step::Reclaiming(reclaiming), .. }) =
+                    &mut self.state
+                {
+                    reclaiming.yields = true;
+                }
+            }
             Timer::EndGrace => {
                 if let State::Handoff(Handoff { step: Step::Reclaiming(reclaiming), .. }) =
                     &mut self.state
@@ -920,11 +954,10 @@ impl Machine for Incumbent {
                 Step::Sealing { .. } => "sealing",
                 Step::Releasing { .. } => "releasing the lock",
                 Step::Sealed => "sealed",
-                Step::Reclaiming(_) => "taking the lock back",
+                Step::Reclaiming(_) | Step::Yielding => "taking the lock back",
                 Step::Resuming { .. } => "resuming",
             },
             State::Retiring(_) => "stopping",
-            State::Yielding { .. } => "yielding",
             State::Ended => "ended",
         }
     }

@@ -68,6 +68,8 @@ enum State {
 struct Locking {
     last: Option<LockFailure>,
     in_flight: bool,
+    /// The bound has passed; the try under way is the last.
+    overdue: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
@@ -260,8 +262,16 @@ impl Successor {
 
     fn lock(&mut self, now: Instant, out: &mut Out) {
         self.timers.set(Timer::LockBound, now + self.config.timing.lock_bound);
-        self.state = State::Locking(Locking { last: None, in_flight: true });
+        self.state = State::Locking(Locking { last: None, in_flight: true, overdue: false });
         out.push(os(OsEffect::TakeLock));
+    }
+
+    fn no_lock(&mut self, out: &mut Out) {
+        let last = match &mut self.state {
+            State::Locking(locking) => locking.last.take(),
+            _ => None,
+        };
+        self.end(Ended::StoodDown { why: StandDown::NoLock(last) }, out);
     }
 
     fn become_incumbent(&mut self, out: &mut Out) {
@@ -294,7 +304,9 @@ impl Successor {
                     out.push(Output::Event(Event::LockRefused(failure.clone())));
                 }
                 locking.last = Some(failure);
-                if held && matches!(self.link, Link::Gone) {
+                if locking.overdue {
+                    self.no_lock(out);
+                } else if held && matches!(self.link, Link::Gone) {
                     out.push(os(OsEffect::Probe));
                 } else {
                     locking.in_flight = false;
@@ -305,6 +317,9 @@ impl Successor {
                 self.end(Ended::StoodDown { why: StandDown::OtherServes { pid } }, out);
             }
             (State::Locking(locking), Outcome::Probed(Probed::Own | Probed::Silent)) => {
+                if locking.overdue {
+                    return self.no_lock(out);
+                }
                 locking.in_flight = false;
                 self.timers.set(Timer::RetryLock, now + self.config.timing.retry);
             }
@@ -445,11 +460,12 @@ impl Successor {
                 _ => {}
             },
             Timer::LockBound => {
-                let last = match &self.state {
-                    State::Locking(locking) => locking.last.clone(),
-                    _ => None,
-                };
-                self.leave(now, Ended::StoodDown { why: StandDown::NoLock(last) }, out);
+                if let State::Locking(locking) = &mut self.state {
+                    locking.overdue = true;
+                    if !locking.in_flight {
+                        self.no_lock(out);
+                    }
+                }
             }
             Timer::Verdict => self.become_incumbent(out),
             Timer::HookStuck => {

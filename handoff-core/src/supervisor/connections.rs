@@ -125,12 +125,14 @@ impl Supervisor {
             return self.refuse(now, from, Violation::WrongId { message, got, expected }, out);
         }
         // After a failure a message that crossed it on the way is no violation.
-        let crossed = matches!(swap.at, At::Asking | At::Promoting | At::Ending | At::Confirming);
+        let crossed = swap.promoted
+            || matches!(swap.at, At::Asking | At::Promoting | At::Ending | At::Confirming);
         let at = swap.at;
         let steady = swap.incumbent.steady;
         match (from, message) {
             (Peer::Incumbent, Message::Heartbeat { ts_ms }) => {
-                if at == At::Confirming && ts_ms == ASK_RESUMED && steady {
+                if at == At::Confirming && ts_ms == ASK_RESUMED && steady && !swap.incumbent.exited
+                {
                     let serving = swap.incumbent.pid;
                     return self.finish(Verdict::RolledBack, serving, out);
                 }

@@ -63,7 +63,7 @@ impl Supervisor {
 
     /// The incumbent is there, as of now.
     pub(super) fn incumbent_answered(&mut self, now: Instant, out: &mut Out) {
-        let Some(swap) = self.swap() else { return };
+        let Some(swap) = self.swap().filter(|swap| !swap.doomed) else { return };
         match swap.at {
             At::Asking | At::Promoting => self.end_successor(now, out),
             At::Opening if swap.promoted => self.end_successor(now, out),
@@ -130,7 +130,7 @@ impl Supervisor {
     pub(super) fn successor_ended(&mut self, now: Instant, out: &mut Out) {
         let limit = now + self.config.timing.confirm;
         let Some(swap) = self.swap() else { return };
-        if !swap.prepared && !swap.incumbent.exited {
+        if !swap.prepared && !swap.promoted && !swap.incumbent.exited {
             let serving = swap.incumbent.pid;
             return self.finish(Verdict::Refused, serving, out);
         }
@@ -161,9 +161,7 @@ impl Supervisor {
         self.close(Peer::Successor, out);
         self.journal(Step::Idle, out);
         self.timers = Timers::default();
-        if self.connect == Flight::Out {
-            self.connect = Flight::Stale;
-        }
+        self.forget_flights();
         if let State::Swap(swap) = core::mem::replace(&mut self.state, State::Idle) {
             let stuck = swap.successor.leader.filter(|_| swap.successor.stuck);
             out.push(Output::Event(Event::Finished(Report {

@@ -6,6 +6,7 @@ impl Supervisor {
     pub(super) fn find(&mut self, own: Vec<u32>, out: &mut Out) {
         let started = None;
         let finding = Finding { own, started, spawning: false, ending: None, told: false };
+        self.forget_flights();
         self.state = State::Finding(finding);
         self.want_probe(out);
     }
@@ -15,6 +16,8 @@ impl Supervisor {
             return;
         };
         match who {
+            // Whoever is being started is awaited first; it will find out that another serves.
+            Some(_) if finding.spawning => self.recheck_later(now),
             Some(pid) => {
                 let started = finding.started == Some(pid);
                 self.timers = Timers::default();

@@ -107,6 +107,8 @@ struct Swap {
     ready: Option<Ready>,
     /// The incumbent counts as gone: the successor is the only one left (R5).
     promoted: bool,
+    /// The incumbent was sent a signal to end: its answers mean nothing any more.
+    doomed: bool,
     trouble: Option<Trouble>,
     at: At,
 }
@@ -243,6 +245,15 @@ impl Supervisor {
         fresh
     }
 
+    /// What is in flight was asked for a handoff or a search that is over.
+    fn forget_flights(&mut self) {
+        for flight in [&mut self.probe, &mut self.check, &mut self.connect] {
+            if *flight == Flight::Out {
+                *flight = Flight::Stale;
+            }
+        }
+    }
+
     fn recheck_later(&mut self, now: Instant) {
         self.timers.set(Timer::Recheck, now + self.config.timing.recheck);
     }
@@ -318,6 +329,7 @@ impl Supervisor {
             seal_failed: false,
             ready: None,
             promoted: false,
+            doomed: false,
             trouble: None,
             at: At::Probing,
         });
@@ -430,6 +442,7 @@ impl Supervisor {
 
     fn begin(&mut self, now: Instant, out: &mut Out) {
         let hung = now + self.config.timing.hung;
+        self.timers.retain(|timer| !matches!(timer, Timer::Hung | Timer::EndGrace));
         let Some(swap) = self.swap() else { return };
         swap.at = At::Opening;
         swap.successor.begun = true;
@@ -631,6 +644,8 @@ impl Supervisor {
                 Ok(pid) => {
                     finding.started = Some(pid);
                     finding.own.push(pid);
+                    finding.ending = Some(pid);
+                    self.timers.set(Timer::Hung, now + self.config.timing.unanswered);
                     self.recheck_later(now);
                 }
                 Err(error) => {
@@ -698,6 +713,9 @@ impl Supervisor {
             (At::Asking, Some(pid)) if Some(pid) != successor => {
                 self.incumbent_answered(now, out);
             }
+            (At::Promoting | At::Opening, Some(pid)) if Some(pid) == incumbent && swap.doomed => {
+                self.recheck_later(now);
+            }
             (At::Promoting, Some(pid)) if Some(pid) != successor => self.end_successor(now, out),
             (At::Opening, Some(pid)) if swap.promoted => {
                 if Some(pid) == successor {
@@ -706,6 +724,8 @@ impl Supervisor {
                     self.end_successor(now, out);
                 }
             }
+            // It was asked before it ended.
+            (At::Confirming, Some(pid)) if Some(pid) == incumbent && gone => self.want_probe(out),
             (At::Committing, Some(pid)) if Some(pid) == successor => {
                 self.finish(Verdict::Committed, Some(pid), out);
             }
@@ -757,8 +777,13 @@ impl Supervisor {
                     violation: Violation::Silent { awaited: "a heartbeat" },
                     state: self.state_name(),
                 }));
+                let reason = match peer {
+                    Peer::Incumbent => Reason::IncumbentLost,
+                    Peer::Successor => Reason::SuccessorExited,
+                };
+                let detail = format!("{peer} heartbeats no more");
                 self.close(peer, out);
-                self.lost(now, peer, None, out);
+                self.lost(now, peer, Some((reason, detail)), out);
             }
             Timer::Hello(Peer::Successor) => {
                 let detail =
@@ -809,6 +834,9 @@ impl Supervisor {
             }
             Timer::Hung if self.at() == Some(At::Opening) => self.end_successor(now, out),
             Timer::Hung => {
+                if let Some(swap) = self.swap() {
+                    swap.doomed = true;
+                }
                 if let Some(pid) = self.being_ended() {
                     out.push(Output::Do(Effect::Signal { pid, signal: Signal::Term }));
                     self.timers.set(Timer::EndGrace, now + timing.end_grace);
@@ -866,6 +894,13 @@ impl Supervisor {
             Outcome::Spawned(result) => self.spawned(now, result, out),
             Outcome::Connected(result) => self.connected(now, result, out),
             Outcome::LockChecked(lock) => self.lock_checked(now, lock, out),
+            Outcome::Signalled(Err(_)) if self.at() == Some(At::Promoting) => {
+                // It is no child of this host's, and may answer yet.
+                self.timers.clear(Timer::EndGrace);
+                if let Some(swap) = self.swap() {
+                    swap.doomed = false;
+                }
+            }
             // What was signalled in vain is seen when it is not reaped in time.
             Outcome::Signalled(_) => {}
             Outcome::Reaped { pid } => {
