@@ -202,6 +202,8 @@ impl Supervisor {
         mut on: impl FnMut(&Event),
     ) -> Result<Report, StartError> {
         self.host.launch(handoff.launch.clone(), handoff.spec.hello_budget);
+        // An abort that was meant for a handoff before this one has nothing to end.
+        self.turn(Some(Duration::ZERO))?;
         self.command(Command::Handoff { id: HandoffId::new(), spec: handoff.spec });
         self.until(|event| {
             on(&event);

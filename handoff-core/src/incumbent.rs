@@ -476,6 +476,11 @@ impl Incumbent {
             *held = true;
         }
         self.call_off(now, Off::Aborted, out);
+        // The successor is reaped by now: no reason to wait for the next try.
+        if resume && self.timers.at(Timer::RetryLock).is_some() {
+            self.timers.clear(Timer::RetryLock);
+            self.try_lock(out);
+        }
     }
 
     /// The handoff is off: whatever runs is told, and what was given up is taken back (R2, R7).
@@ -749,6 +754,14 @@ impl Incumbent {
         }
     }
 
+    fn try_lock(&mut self, out: &mut Out) {
+        if let State::Handoff(Handoff { step: Step::Reclaiming(reclaiming), .. }) = &mut self.state
+        {
+            reclaiming.trying = true;
+            out.push(os(OsEffect::TakeLock));
+        }
+    }
+
     /// The lock is held by another, and the supervisor is gone: who serves? (R2)
     fn probed(&mut self, now: Instant, probed: Probed, out: &mut Out) {
         let timing = self.config.timing;
@@ -847,14 +860,7 @@ impl Incumbent {
                 let reason = "a hook did not return after its handoff had ended";
                 self.end(Ended::Crash(String::from(reason)), out);
             }
-            Timer::RetryLock => {
-                if let State::Handoff(Handoff { step: Step::Reclaiming(reclaiming), .. }) =
-                    &mut self.state
-                {
-                    reclaiming.trying = true;
-                    out.push(os(OsEffect::TakeLock));
-                }
-            }
+            Timer::RetryLock => self.try_lock(out),
             Timer::RetryPath => self.claim(out),
             Timer::Alone => {
                 if let State::Handoff(handoff) = &mut self.state {

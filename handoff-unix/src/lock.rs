@@ -293,6 +293,9 @@ fn pid_from_file(data_dir: &Path) -> Option<u32> {
     Path::new(&format!("/proc/{pid}")).exists().then_some(pid)
 }
 
+/// How many descriptors of a process [`is_held_by`] looks at.
+const FDS: usize = 1024;
+
 /// What can be seen of a data directory's lock without touching it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LockState {
@@ -341,6 +344,24 @@ pub fn lock_state(data_dir: &Path) -> LockState {
         }
     }
     LockState::Free
+}
+
+/// Whether process `pid` is seen to hold the lock on `data_dir`; `false` where that cannot be told.
+///
+/// It looks at what that process has open, where [`lock_state`] makes the kernel walk every lock of
+/// the machine, and stop the others for it: milliseconds. A lock that was taken through a descriptor
+/// beyond the first [`FDS`] is not seen.
+#[must_use]
+pub fn is_held_by(data_dir: &Path, pid: u32) -> bool {
+    let Ok(file) = rustix::fs::lstat(data_dir.join(LOCK_FILE)) else { return false };
+    let device = (rustix::fs::major(file.st_dev), rustix::fs::minor(file.st_dev));
+    let Ok(fds) = std::fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return false };
+    fds.flatten().take(FDS).any(|fd| {
+        let info = std::fs::read_to_string(fd.path()).unwrap_or_default();
+        info.lines()
+            .filter_map(|line| line.strip_prefix("lock:"))
+            .any(|lock| find_flock(lock.trim_start(), device, file.st_ino, true).is_some())
+    })
 }
 
 /// The kernel's table of locks, and whether it was read in one piece.
@@ -417,6 +438,19 @@ mod tests {
             Err(LockError::Held { holder, .. }) => holder,
             other => panic!("expected a held lock, got {other:?}"),
         }
+    }
+
+    #[test]
+    fn a_process_is_seen_to_hold_its_lock_and_no_other() {
+        let held = scratch();
+        let free = scratch();
+        let pid = std::process::id();
+        let lock = DataDirLock::try_take(held.path()).unwrap();
+        drop(DataDirLock::try_take(free.path()).unwrap());
+        assert!(is_held_by(held.path(), pid));
+        assert!(!is_held_by(free.path(), pid));
+        lock.release().unwrap();
+        assert!(!is_held_by(held.path(), pid));
     }
 
     #[test]

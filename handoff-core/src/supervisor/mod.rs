@@ -232,7 +232,17 @@ impl Supervisor {
     }
 
     fn want_check(&mut self, out: &mut Out) {
-        Self::look(&mut self.check, Effect::CheckLock, out);
+        let effect = self.lock_question();
+        Self::look(&mut self.check, effect, out);
+    }
+
+    fn lock_question(&self) -> Effect {
+        let by = match &self.state {
+            State::Swap(swap) if swap.at == At::Verifying => swap.successor.pid,
+            State::Swap(swap) => swap.incumbent.pid,
+            State::Idle | State::Finding(_) => None,
+        };
+        Effect::CheckLock { by }
     }
 
     /// Whether an answer is to the latest question; a stale one is asked again.
@@ -748,7 +758,8 @@ impl Supervisor {
 
     fn lock_checked(&mut self, now: Instant, lock: LockState, out: &mut Out) {
         let wanted = !matches!(self.state, State::Idle);
-        if !Self::fresh(&mut self.check, Effect::CheckLock, wanted, out) {
+        let effect = self.lock_question();
+        if !Self::fresh(&mut self.check, effect, wanted, out) {
             return;
         }
         match self.at() {

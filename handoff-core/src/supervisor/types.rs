@@ -45,7 +45,10 @@ pub enum Effect {
     Connect,
     /// See who holds the data directory's lock, without touching it. Completes with
     /// [`Outcome::LockChecked`].
-    CheckLock,
+    CheckLock {
+        /// Who is thought to hold it: the first place to look.
+        by: Option<u32>,
+    },
     /// Send a signal to the process group that the host started with this leader. Completes with
     /// [`Outcome::Signalled`].
     Signal {

@@ -176,9 +176,9 @@ impl SupervisorHost {
                 });
                 Completion(Done::Connected(connected))
             }),
-            Effect::CheckLock => {
+            Effect::CheckLock { by } => {
                 let data_dir = self.data_dir.clone();
-                done(move || Outcome::LockChecked(check_lock(data_dir)))
+                done(move || Outcome::LockChecked(check_lock(data_dir, by)))
             }
             Effect::Signal { pid, signal } => {
                 let group = self.groups().get(&pid).cloned();
@@ -363,7 +363,12 @@ fn connect(control: &ControlPath) -> io::Result<(ControlStream, Option<PidFd>)> 
     Ok((stream, watch))
 }
 
-fn check_lock(data_dir: Option<PathBuf>) -> LockState {
+fn check_lock(data_dir: Option<PathBuf>, by: Option<u32>) -> LockState {
+    if let (Some(dir), Some(pid)) = (&data_dir, by)
+        && lock::is_held_by(dir, pid)
+    {
+        return LockState::Held { pid: by };
+    }
     match data_dir.map(|dir| lock::lock_state(&dir)) {
         Some(lock::LockState::Held { pid }) => LockState::Held { pid },
         Some(lock::LockState::Free) => LockState::Free,
