@@ -38,6 +38,9 @@ pub type ActionOf<M> = Action<<M as Machine>::Peer, <M as Machine>::Effect, <M a
 /// The inputs of a machine `M`.
 pub type InputOf<M> = Input<<M as Machine>::Peer, <M as Machine>::Outcome, <M as Machine>::Command>;
 
+/// How many bytes may be unsent before reports of a seal's progress are dropped.
+const REPORTS: usize = 512;
+
 /// One connection: a decoder and a send buffer.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Channel<P> {
@@ -210,7 +213,11 @@ impl<M: Machine> Driver<M> {
         for output in outputs {
             match output {
                 Output::Send { to, message } => {
-                    if let Some(channel) = self.channel(to) {
+                    // C4: a report of progress that nobody reads is worth no memory.
+                    let report = matches!(message, Message::SealProgress { .. });
+                    if let Some(channel) = self.channel(to)
+                        && !(report && channel.pending().len() > REPORTS)
+                    {
                         channel.push(&message);
                     }
                 }
@@ -246,6 +253,9 @@ impl<M: Machine> Driver<M> {
         if let Some(place) = self.channels.iter().position(|channel| channel.peer == peer) {
             let mut channel = self.channels.remove(place);
             channel.unsent.drain(..channel.taken);
+            if let Some(ts_ms) = channel.answer.take() {
+                channel.push(&Message::Heartbeat { ts_ms });
+            }
             actions.push(Action::Close { peer, unsent: channel.unsent });
         }
     }

@@ -46,6 +46,8 @@ pub struct Incumbent {
     claiming: bool,
     /// The program asked to stop; it happens as soon as this process serves again.
     stopping: bool,
+    /// The last handoff that has ended: it does not begin again (R7).
+    last: Option<HandoffId>,
     state: State,
 }
 
@@ -210,6 +212,7 @@ impl Incumbent {
             timers: Timers::default(),
             claiming: false,
             stopping: false,
+            last: None,
             state: State::Serving,
         }
     }
@@ -324,7 +327,7 @@ impl Incumbent {
         match message {
             Message::Heartbeat { ts_ms } => self.heartbeat(now, from, ts_ms, out),
             Message::PrepareHandoff { successor_pid, deadline_ms, drain_grace_ms, .. }
-                if !prepared =>
+                if !prepared && self.last != Some(id) =>
             {
                 let deadline = Duration::from_millis(deadline_ms);
                 let grace = Duration::from_millis(drain_grace_ms).min(deadline);
@@ -555,6 +558,7 @@ impl Incumbent {
             return;
         }
         self.state = State::Serving;
+        self.last = Some(id);
         out.push(Output::Event(Event::Resumed { id }));
         if let Some(conn) = conn {
             self.settle_conn(now, conn, hang_up, out);
@@ -585,9 +589,15 @@ impl Incumbent {
 
     fn claimed(&mut self, now: Instant, result: Result<(), String>, out: &mut Out) {
         self.claiming = false;
-        if let State::Handoff(Handoff { step: Step::Releasing { .. }, .. }) = self.state {
-            // The release has waited for this: from then on the path may be another's.
-            return out.push(os(OsEffect::ReleaseLock));
+        // The release has waited for this: from then on the path may be another's.
+        match &self.state {
+            State::Handoff(Handoff { step: Step::Releasing { off: None, .. }, .. }) => {
+                return out.push(os(OsEffect::ReleaseLock));
+            }
+            State::Handoff(Handoff { step: Step::Releasing { off: Some(_), .. }, .. }) => {
+                return self.resume(false, out);
+            }
+            _ => {}
         }
         if let Err(reason) = result
             && self.answers()
@@ -671,6 +681,9 @@ impl Incumbent {
                     out.push(Output::Event(Event::LockRefused(failure.clone())));
                 }
                 reclaiming.last = Some(failure);
+                if self.stopping {
+                    return self.end(Ended::Stopped, out);
+                }
                 if conn.is_none() {
                     out.push(os(OsEffect::Probe));
                 } else {

@@ -381,7 +381,7 @@ impl World {
                 self.connect(Peer::Incumbent, place, ConnId(self.probes));
                 Outcome::Connected(Ok(()))
             }
-            Effect::CheckLock => Outcome::LockChecked(match self.lock {
+            Effect::CheckLock { .. } => Outcome::LockChecked(match self.lock {
                 Some(place) => LockState::Held { pid: Some(self.daemons[place].pid) },
                 None => LockState::Free,
             }),
@@ -542,17 +542,481 @@ proptest! {
 
 // One driver, and bytes by hand.
 
-type TestDriver<M> = (Driver<M>, Vec<ActionOf<M>>);
-
-fn bytes_of(message: &Message) -> Vec<u8> {
+fn frame_of(message: &Message, version: u16) -> Vec<u8> {
     let mut bytes = Vec::new();
-    encode(message, 1, &mut bytes).unwrap();
+    encode(message, version, &mut bytes).unwrap();
     bytes
 }
 
-/// A driver, a clock, and the actions that are not yet looked at.
+fn bytes_of(message: &Message) -> Vec<u8> {
+    frame_of(message, 1)
+}
+
+/// A driver, its clock, and the actions that were not yet looked at.
 struct Bytes<M: Machine> {
     driver: Driver<M>,
     now: Instant,
     actions: Vec<ActionOf<M>>,
+}
+
+impl<M: Machine> Bytes<M> {
+    fn new(machine: M) -> Self {
+        Self { driver: Driver::new(machine), now: Instant::ORIGIN, actions: Vec::new() }
+    }
+
+    fn opens(&mut self, peer: M::Peer) {
+        let cred = cred(S_PID);
+        self.driver.opened(self.now, peer, cred, &mut self.actions);
+    }
+
+    fn receives(&mut self, peer: M::Peer, bytes: &[u8]) {
+        self.driver.received(self.now, peer, bytes, &mut self.actions);
+    }
+
+    fn hears(&mut self, peer: M::Peer, message: Message) {
+        self.receives(peer, &bytes_of(&message));
+    }
+
+    fn input(&mut self, input: Input<M::Peer, M::Outcome, M::Command>) {
+        self.driver.handle(self.now, input, &mut self.actions);
+    }
+
+    fn done(&mut self, outcome: M::Outcome) {
+        self.input(Input::Done(outcome));
+    }
+
+    fn passes(&mut self, span: Duration) {
+        let until = self.now + span;
+        while let Some(deadline) = self.driver.deadline().filter(|d| d.at <= until) {
+            self.now = self.now.max(deadline.at);
+            self.driver.tick(self.now, &mut self.actions);
+        }
+        self.now = until;
+    }
+
+    /// The peer reads all that was written.
+    fn reads(&mut self, peer: M::Peer) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while !self.driver.unsent(peer).is_empty() {
+            let unsent = self.driver.unsent(peer).to_vec();
+            self.driver.sent(peer, unsent.len());
+            bytes.extend(unsent);
+        }
+        bytes
+    }
+
+    fn take(&mut self) -> Vec<ActionOf<M>> {
+        std::mem::take(&mut self.actions)
+    }
+}
+
+/// The incumbent of these tests; `DEADLINE` and `GRACE` are what its supervisor asks for.
+fn serving() -> Bytes<Incumbent> {
+    Bytes::new(Incumbent::new(Config::new(O_PID, UID)))
+}
+
+/// It has read HelloAck on `S`.
+fn acked() -> Bytes<Incumbent> {
+    let mut o = serving();
+    o.opens(S);
+    assert_eq!(names(&o.reads(S)), ["Hello"]);
+    o.hears(S, ack());
+    assert_eq!(o.take(), []);
+    o
+}
+
+/// Its drain hook runs.
+fn draining() -> Bytes<Incumbent> {
+    let mut o = acked();
+    o.hears(S, prepare(DEADLINE, GRACE));
+    let drain = Action::Do(daemon::Effect::Hook(Hook::Drain { grace: GRACE }));
+    assert!(o.take().contains(&drain));
+    o
+}
+
+/// Its seal hook runs.
+fn sealing() -> Bytes<Incumbent> {
+    let mut o = draining();
+    o.done(daemon_drained());
+    o.hears(S, seal_request());
+    assert_eq!(o.take(), [Action::Do(daemon::Effect::Hook(Hook::Seal))]);
+    assert_eq!(names(&o.reads(S)), ["Drained"]);
+    o
+}
+
+fn daemon_drained() -> Outcome {
+    common::daemon::drain_ok()
+}
+
+fn closed_with(unsent: Vec<u8>) -> Action<ConnId, daemon::Effect, Event> {
+    Action::Close { peer: S, unsent }
+}
+
+fn refused_in(violation: Violation, state: &'static str) -> Action<ConnId, daemon::Effect, Event> {
+    Action::Event(Event::PeerRefused { conn: S, violation, state })
+}
+
+/// W7: bytes that are no frame close their connection with an error that says what was wrong in which
+/// state; what comes after them is not read.
+#[test]
+fn garbage_closes_its_connection_with_a_typed_error() {
+    let mut o = acked();
+    let mut bytes = [0xff; 64].to_vec();
+    bytes.extend(bytes_of(&prepare(DEADLINE, GRACE)));
+    o.receives(S, &bytes);
+    let violation = Violation::Wire(WireError::Length { announced: u32::MAX, cap: 1 << 20 });
+    assert_eq!(o.take(), [closed_with(vec![]), refused_in(violation, "serving")]);
+    o.hears(S, prepare(DEADLINE, GRACE));
+    o.driver.closed(o.now, S, &mut o.actions);
+    assert_eq!(o.take(), []);
+    assert_eq!(o.driver.unsent(S), []);
+}
+
+/// C3, W7: what came before the garbage is handled before it.
+#[test]
+fn what_precedes_garbage_is_handled() {
+    let mut o = acked();
+    let mut bytes = bytes_of(&prepare(DEADLINE, GRACE));
+    bytes.extend([0; 4]);
+    o.receives(S, &bytes);
+    let actions = o.take();
+    let begun = |a: &ActionOf<Incumbent>| matches!(a, Action::Event(Event::HandoffBegun { .. }));
+    assert!(actions.iter().any(begun));
+    assert!(actions.contains(&Action::Cancel), "its handoff is off");
+    let violation = Violation::Wire(WireError::Length { announced: 0, cap: 1 << 20 });
+    assert!(actions.contains(&refused_in(violation, "draining")));
+}
+
+/// W7: once a message has closed its connection, what arrived behind it is dropped.
+#[test]
+fn what_follows_a_violation_is_dropped() {
+    let mut o = acked();
+    let mut bytes = bytes_of(&begin());
+    bytes.extend(bytes_of(&prepare(DEADLINE, GRACE)));
+    o.receives(S, &bytes);
+    let violation = Violation::Unexpected { message: "Begin", state: "serving" };
+    assert_eq!(o.take(), [refused_in(violation, "serving"), closed_with(vec![])]);
+}
+
+/// C5: a name may be used again once its connection is closed, and starts from nothing.
+#[test]
+fn a_new_connection_of_the_same_name_starts_from_nothing() {
+    let mut o = acked();
+    o.receives(S, &bytes_of(&prepare(DEADLINE, GRACE))[..7]);
+    o.driver.closed(o.now, S, &mut o.actions);
+    assert_eq!(o.take(), []);
+    o.opens(S);
+    assert_eq!(names(&o.reads(S)), ["Hello"]);
+    let large = Message::Abort { handoff_id: ID, reason: "x".repeat(5000) };
+    o.hears(S, large);
+    let violation = Violation::Wire(WireError::Length { announced: 5022, cap: 4096 });
+    assert_eq!(o.take(), [closed_with(vec![]), refused_in(violation, "serving")]);
+}
+
+/// W2: 4 KiB until HelloAck, 1 MiB from the very next frame on, both in one read.
+#[test]
+fn the_cap_rises_with_hello_ack() {
+    let mut o = serving();
+    o.opens(S);
+    o.reads(S);
+    let mut bytes = bytes_of(&ack());
+    bytes.extend(bytes_of(&Message::Abort { handoff_id: ID, reason: "x".repeat(5000) }));
+    bytes.extend(bytes_of(&heartbeat(42)));
+    o.receives(S, &bytes);
+    assert_eq!(o.take(), []);
+    assert_eq!(o.driver.unsent(S), bytes_of(&heartbeat(42)));
+}
+
+/// W4, W5: Hello goes out under the sender's highest version, whatever this crate's own is.
+#[test]
+fn hello_carries_the_senders_highest_version() {
+    let mut config = Config::new(O_PID, UID);
+    (config.proto_min, config.proto_max) = (1, 3);
+    let mut o = Bytes::new(Incumbent::new(config));
+    o.opens(S);
+    let hello = o.reads(S);
+    assert_eq!(hello[4..6], 3_u16.to_le_bytes());
+    let mut config = Config::new(N_PID, UID);
+    (config.proto_min, config.proto_max) = (2, 5);
+    let mut n = Bytes::new(Daemon::successor(config, false));
+    n.opens(ConnId::SUPERVISOR);
+    let hello = n.reads(ConnId::SUPERVISOR);
+    assert_eq!(hello[4..6], 5_u16.to_le_bytes());
+}
+
+/// W5: every frame after HelloAck carries the chosen version, both ways; another one is a violation.
+#[test]
+fn frames_after_hello_ack_carry_the_chosen_version() {
+    let mut config = Config::new(O_PID, UID);
+    (config.proto_min, config.proto_max) = (1, 3);
+    let mut o = Bytes::new(Incumbent::new(config));
+    o.opens(S);
+    o.reads(S);
+    let chosen = Message::HelloAck { proto_version_chosen: 2, handoff_id: ID };
+    o.receives(S, &frame_of(&chosen, 2));
+    o.receives(S, &frame_of(&heartbeat(1), 2));
+    assert_eq!(o.reads(S), frame_of(&heartbeat(1), 2));
+    assert_eq!(o.take(), []);
+    o.receives(S, &frame_of(&heartbeat(1), 3));
+    let violation = Violation::Wire(WireError::Version { got: 3, chosen: 2 });
+    assert_eq!(o.take(), [closed_with(vec![]), refused_in(violation, "serving")]);
+}
+
+/// W4, W5: the supervisor chooses the highest version of both ranges and speaks it from then on.
+#[test]
+fn the_supervisor_speaks_the_version_it_chose() {
+    use supervisor::{Command, Outcome};
+    let mut config = supervisor::Config::new(UID);
+    (config.proto_min, config.proto_max) = (1, 4);
+    let mut s = Bytes::new(Supervisor::new(config));
+    let spec = Spec::default();
+    s.input(Input::Command(Command::Handoff { id: ID, spec }));
+    s.done(Outcome::Probed(Probed::Answered { pid: O_PID }));
+    s.done(Outcome::Spawned(Ok(S_PID)));
+    s.opens(Peer::Successor);
+    let hello = Message::Hello {
+        role: handoff_core::Side::Successor,
+        pid: S_PID,
+        build_id: vec![],
+        proto_min: 2,
+        proto_max: 3,
+        capabilities: handoff_core::Capabilities::OURS,
+    };
+    s.receives(Peer::Successor, &frame_of(&hello, 3));
+    let chosen = Message::HelloAck { proto_version_chosen: 3, handoff_id: ID };
+    assert_eq!(s.reads(Peer::Successor), frame_of(&chosen, 3));
+    s.passes(1.s());
+    assert_eq!(s.reads(Peer::Successor), frame_of(&heartbeat(1000), 3));
+    s.take();
+    s.receives(Peer::Successor, &frame_of(&heartbeat(1), 2));
+    let violation = Violation::Wire(WireError::Version { got: 2, chosen: 3 });
+    let refused = Action::Event(supervisor::Event::PeerRefused {
+        peer: Peer::Successor,
+        violation,
+        state: "awaiting the incumbent's Hello",
+    });
+    assert!(s.take().contains(&refused));
+}
+
+/// T4: heartbeats to a peer that does not read are not queued; one answer is kept, the newest (X2), and
+/// goes out as soon as what is in front of it has left.
+#[test]
+fn a_peer_that_does_not_read_costs_bounded_memory() {
+    let mut o = acked();
+    for second in 0..600 {
+        o.passes(1.s());
+        o.hears(S, heartbeat(5_000_000 + second));
+    }
+    let beat = bytes_of(&heartbeat(1000));
+    assert_eq!(o.driver.unsent(S), beat, "the first beat, and no other");
+    o.driver.sent(S, beat.len());
+    let answer = bytes_of(&heartbeat(5_000_599));
+    assert_eq!(o.driver.unsent(S), answer, "the newest answer, and no other");
+    o.driver.sent(S, answer.len());
+    assert_eq!(o.driver.unsent(S), []);
+    assert_eq!(o.take(), []);
+    o.passes(1.s());
+    assert_eq!(names(&o.reads(S)), [""; 0]);
+}
+
+/// T4: nor are its own heartbeats, on either side.
+#[test]
+fn beats_to_a_peer_that_does_not_read_are_dropped() {
+    let mut n = Bytes::new(Daemon::successor(Config::new(N_PID, UID), false));
+    n.opens(ConnId::SUPERVISOR);
+    let hello = n.driver.unsent(ConnId::SUPERVISOR).len();
+    n.hears(ConnId::SUPERVISOR, ack());
+    n.passes(600.s());
+    assert_eq!(n.driver.unsent(ConnId::SUPERVISOR).len(), hello);
+}
+
+/// T4, C4: what the seal reports costs a peer that does not read no more memory than one report.
+#[test]
+fn reports_of_the_seal_cost_bounded_memory() {
+    let mut o = sealing();
+    for revision in 0..10_000 {
+        o.input(Input::Command(Command::SealProgress {
+            shards_sealed: 1,
+            shards_total: 2,
+            last_revision: revision,
+        }));
+    }
+    let unsent = o.driver.unsent(S).len();
+    assert!(unsent <= 1024, "{unsent} bytes are kept for a peer that does not read");
+}
+
+/// T4: a part of a frame that has left is completed by nothing but its own rest.
+#[test]
+fn frames_are_whole_however_they_are_written() {
+    let mut o = serving();
+    o.opens(S);
+    let mut written = Vec::new();
+    let mut heard = Vec::new();
+    o.hears(S, ack());
+    for round in 0..40 {
+        if round % 4 == 0 {
+            o.hears(S, heartbeat(round));
+        }
+        if round == 10 {
+            o.hears(S, prepare(DEADLINE, GRACE));
+            o.done(daemon_drained());
+        }
+        o.passes(300.ms());
+        let unsent = o.driver.unsent(S);
+        let count = unsent.len().min(5);
+        written.extend_from_slice(&unsent[..count]);
+        o.driver.sent(S, count);
+    }
+    written.extend(o.reads(S));
+    for frame in messages(&written) {
+        heard.push(short_name(&frame.message));
+    }
+    assert_eq!(heard[0], "Hello");
+    assert_eq!(heard.iter().filter(|&&name| name == "Drained").count(), 1);
+    let others = heard.iter().filter(|&&name| name != "Heartbeat").count();
+    assert_eq!(others, 2);
+    assert!(heard.len() > 4, "{heard:?}");
+}
+
+/// The unsent bytes shrink by what was written, byte by byte, to nothing and not beyond.
+#[test]
+fn partial_writes_leave_the_rest() {
+    let mut o = serving();
+    o.opens(S);
+    let hello = o.driver.unsent(S).to_vec();
+    for written in 0..hello.len() {
+        assert_eq!(o.driver.unsent(S), &hello[written..]);
+        o.driver.sent(S, 1);
+    }
+    assert_eq!(o.driver.unsent(S), []);
+    o.driver.sent(S, 1);
+    o.driver.sent(ConnId(99), 1);
+    assert_eq!(o.driver.unsent(S), []);
+    o.hears(S, ack());
+    o.hears(S, heartbeat(3));
+    assert_eq!(o.driver.unsent(S), bytes_of(&heartbeat(3)));
+}
+
+/// C3: a failed write is not a close. All that is unsent is dropped at once, also behind a partial write.
+#[test]
+fn after_a_failed_write_everything_unsent_can_be_dropped() {
+    let mut o = serving();
+    o.opens(S);
+    o.driver.sent(S, 3);
+    o.driver.sent(S, usize::MAX);
+    assert_eq!(o.driver.unsent(S), []);
+}
+
+/// A connection that is closed takes its last bytes along: what was unsent, from where it was cut.
+#[test]
+fn a_close_takes_the_unsent_bytes_along() {
+    let mut o = serving();
+    o.opens(S);
+    let hello = o.driver.unsent(S).to_vec();
+    o.driver.sent(S, 9);
+    o.passes(5.s());
+    let silent = Violation::Silent { awaited: "HelloAck" };
+    let expected = [refused_in(silent, "serving"), closed_with(hello[9..].to_vec())];
+    assert_eq!(o.take(), expected);
+}
+
+/// X2, R4, R7: an answer is never dropped, not even where the close that follows it overtakes it.
+#[test]
+fn a_close_takes_the_answer_along_that_waits_behind_unsent_bytes() {
+    let mut o = draining();
+    // The supervisor reads nothing from here on.
+    o.passes(1.s());
+    let beat = bytes_of(&heartbeat(1000));
+    assert_eq!(o.driver.unsent(S), beat);
+    o.done(Outcome::Drained(Err("stuck".into())));
+    o.take();
+    // The supervisor asks, and the incumbent resumes and hangs up.
+    o.hears(S, resume());
+    o.hears(S, heartbeat(77));
+    o.done(Outcome::Claimed(Ok(())));
+    o.done(Outcome::Resumed(Ok(())));
+    let last = [beat, bytes_of(&heartbeat(77))].concat();
+    let actions = o.take();
+    assert!(actions.contains(&closed_with(last)), "{actions:?}");
+}
+
+/// T2: bytes that complete no message are proof of life. T5: and of nothing more.
+#[test]
+fn a_peer_that_drips_lives_but_is_bound_by_the_deadlines() {
+    let mut o = draining();
+    o.done(daemon_drained());
+    o.hears(S, heartbeat(1));
+    o.reads(S);
+    let large = bytes_of(&Message::Abort { handoff_id: ID, reason: "x".repeat(500) });
+    for byte in large.iter().take(59) {
+        o.passes(1.s());
+        o.receives(S, &[*byte]);
+        o.reads(S);
+        assert_eq!(o.take(), []);
+    }
+    o.passes(1.s());
+    let off = Action::Event(Event::HandoffOff { id: ID, why: daemon::Off::Deadline });
+    assert!(o.take().contains(&off));
+}
+
+/// T5: what has arrived is handled before a timer that has expired: nothing is decided by time alone.
+#[test]
+fn bytes_that_have_arrived_come_before_the_tick() {
+    let mut o = acked();
+    o.hears(S, heartbeat(1));
+    o.now = o.now + 6.s();
+    o.hears(S, heartbeat(2));
+    o.driver.tick(o.now, &mut o.actions);
+    assert_eq!(o.take(), []);
+}
+
+/// C1: on both connections the daemon speaks first, and says nothing more before HelloAck.
+#[test]
+fn the_daemon_speaks_first() {
+    let mut o = serving();
+    o.opens(S);
+    o.passes(4.s());
+    assert_eq!(names(&o.reads(S)), ["Hello"]);
+    let mut n = Bytes::new(Daemon::successor(Config::new(N_PID, UID), false));
+    n.opens(ConnId::SUPERVISOR);
+    n.passes(600.s());
+    assert_eq!(names(&n.reads(ConnId::SUPERVISOR)), ["Hello"]);
+}
+
+/// C6, W4, C1: a probe is a conversation of its own: Hello of an incumbent, then HelloAck.
+#[test]
+fn a_probe_learns_who_the_incumbent_is() {
+    let mut o = serving();
+    o.opens(S);
+    let hello = o.reads(S);
+    let mut probe = Probe::new();
+    assert_eq!(probe.received(&hello[..10], OTHER), Ok(None));
+    let answer = probe.received(&hello[10..], OTHER).unwrap().unwrap();
+    assert_eq!((answer.pid, answer.build_id), (O_PID, vec![]));
+    assert_eq!(answer.ack, bytes_of(&ack_of(OTHER)));
+    o.receives(S, &answer.ack);
+    o.driver.closed(o.now, S, &mut o.actions);
+    assert_eq!(o.take(), [], "it leaves no trace");
+}
+
+/// C6, W7: what is no incumbent is none.
+#[test]
+fn a_probe_refuses_what_is_no_incumbent() {
+    let probe = |bytes: &[u8]| Probe::new().received(bytes, OTHER);
+    let hello = |role, proto_min, proto_max| Message::Hello {
+        role,
+        pid: 1,
+        build_id: vec![],
+        proto_min,
+        proto_max,
+        capabilities: handoff_core::Capabilities::OURS,
+    };
+    let announced = handoff_core::Side::Successor;
+    let successor = bytes_of(&hello(announced, 1, 1));
+    assert_eq!(probe(&successor), Err(Violation::WrongSide { announced }));
+    let newer = frame_of(&hello(handoff_core::Side::Incumbent, 2, 9), 9);
+    assert!(matches!(probe(&newer), Err(Violation::Versions(_))));
+    let other = bytes_of(&heartbeat(1));
+    assert!(matches!(probe(&other), Err(Violation::Unexpected { .. })));
+    assert!(matches!(probe(&[1, 0, 0, 0]), Err(Violation::Wire(_))));
 }

@@ -352,6 +352,12 @@ impl TestDaemon {
         assert!(!self.machine.answers(), "only then does it answer");
         self.done(claimed());
         self.expect([event(Event::Incumbent)]);
+        self.becomes_visible();
+    }
+
+    /// It answers on the control path, as the incumbent.
+    #[track_caller]
+    pub(crate) fn becomes_visible(&mut self) {
         assert_eq!(self.machine.state_name(), "serving");
         assert!(self.machine.answers());
         let hello = hello_of(Side::Incumbent, N_PID, Capabilities::OURS);

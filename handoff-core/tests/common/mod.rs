@@ -20,6 +20,7 @@
 
 pub(crate) mod arbitrary;
 pub(crate) mod daemon;
+pub(crate) mod supervisor;
 
 use handoff_core::{
     Capabilities, Credentials, HandoffId, Hangup, Input, Instant, Machine, Message, Output, Side,

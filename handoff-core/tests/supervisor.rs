@@ -1,0 +1,1590 @@
+//! S, as transcripts: what it hears, what it does, and when.
+
+mod common;
+
+use common::supervisor::*;
+use common::*;
+use handoff_core::supervisor::{
+    Command, Effect, Entry, Event, Outcome, Output, Peer, Phase, Reason, Report, Step, Verdict,
+};
+use handoff_core::wire::VersionMismatch;
+use handoff_core::{Capabilities, Credentials, Machine, Message, Side, Violation, short_name};
+
+type S = TestSupervisor;
+
+fn setup() -> Setup {
+    Setup::default()
+}
+
+/// Everything from the journal's Prepare to Ready's check: where the incumbent knows of the handoff.
+fn prepared_stages(setup: &Setup) -> Vec<(&'static str, S)> {
+    vec![
+        ("draining", setup.draining()),
+        ("sealing", setup.sealing()),
+        ("opening", setup.opening()),
+        ("verifying", setup.verifying()),
+    ]
+}
+
+// The good path.
+
+/// C1, C2, C3, R6, R9, R16, X1: probe, spawn, Hello, connect, Hello, Prepare, Drained, SealRequest,
+/// SealComplete, Begin, Ready, Commit to N and then to O, and Committed once the path leads to N.
+#[test]
+fn the_good_path() {
+    let setup = setup();
+    let mut s = setup.idle();
+    s.asks(Command::Handoff { id: ID, spec: SPEC });
+    let warm = Entry { incumbent: None, successor: None, ..entry(Step::Warm) };
+    s.expect([effect(Effect::Journal(warm)), phase(Phase::Warm), probe()]);
+    s.done(written());
+    s.done(answered(O_PID));
+    s.expect([spawn()]);
+    s.done(Outcome::Spawned(Ok(N_PID)));
+    s.opens_as(N, Credentials { descends: true, ..cred(N_PID) });
+    s.expect([journal(Step::Warm)]);
+    s.done(written());
+    s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
+    s.expect([send(N, ack()), effect(Effect::Connect)]);
+    s.opens_as(O, cred(O_PID));
+    s.done(Outcome::Connected(Ok(())));
+    s.quiet();
+    s.hears(O, hello_of(Side::Incumbent, O_PID, Capabilities::OURS));
+    s.expect([send(O, ack()), journal(Step::Prepare)]);
+    s.done(written());
+    s.expect([
+        phase(Phase::Drain),
+        send(O, prepare(SPEC.deadline, SPEC.drain_grace)),
+        journal(Step::Seal),
+    ]);
+    s.done(written());
+    s.hears(O, drained());
+    s.expect([drained_event(), phase(Phase::Seal), send(O, seal_request())]);
+    s.hears(O, seal_progress(1));
+    s.expect([event(Event::SealProgress { shards_sealed: 1, shards_total: 2, last_revision: 9 })]);
+    s.hears(O, seal_complete(&[4, 9]));
+    s.expect([send(N, begin()), phase(Phase::Open), journal(Step::Begin)]);
+    s.done(written());
+    s.hears(N, ready(true, &[4, 9]));
+    s.expect([check_ready()]);
+    s.done(held_by(N_PID));
+    s.expect([
+        phase(Phase::Commit),
+        send(N, commit()),
+        send(O, commit()),
+        journal(Step::Commit),
+        probe(),
+    ]);
+    s.done(written());
+    s.loses(O);
+    s.done(exited(O_PID));
+    s.loses(N);
+    s.quiet();
+    s.done(nobody());
+    s.expect([probe()]);
+    s.done(answered(N_PID));
+    s.expect([
+        journal(Step::Idle),
+        event(Event::Finished(Report {
+            id: ID,
+            verdict: Verdict::Committed,
+            trouble: None,
+            serving: Some(N_PID),
+            ready: Some(ready_of(true, &[4, 9])),
+            stuck: None,
+        })),
+    ]);
+    assert_eq!(s.machine.deadline(), None);
+}
+
+/// X1: a successor that does not ask for it is not told of the commit.
+#[test]
+fn a_successor_without_x1_is_not_told_of_the_commit() {
+    let mut s = Setup { n: LEGACY, ..setup() }.verifying();
+    s.done(held_by(N_PID));
+    s.expect([phase(Phase::Commit), send(O, commit()), journal(Step::Commit), probe()]);
+}
+
+/// R4: one handoff at a time; a second request is refused and changes nothing.
+#[test]
+fn a_second_handoff_is_refused_while_one_is_under_way() {
+    for mut s in [setup().probing(), setup().draining(), setup().committing()] {
+        let before = s.machine.clone();
+        s.asks(Command::Handoff { id: OTHER, spec: SPEC });
+        s.asks(Command::Start { own: vec![] });
+        s.expect([event(Event::Busy), event(Event::Busy)]);
+        assert_eq!(s.machine, before);
+    }
+}
+
+/// R16: the next handoff can start at once.
+#[test]
+fn the_next_handoff_starts_at_once() {
+    let mut s = setup().committing();
+    s.done(answered(N_PID));
+    assert_eq!(s.report().verdict, Verdict::Committed);
+    s.asks(Command::Handoff { id: OTHER, spec: SPEC });
+    s.expect_among(probe());
+    s.done(answered(N_PID));
+    s.expect_among(spawn());
+}
+
+// C1, C3: who speaks.
+
+/// C3: nobody answers on the control path: refused, and no process was started.
+#[test]
+fn without_an_incumbent_no_successor_is_started() {
+    let mut s = setup().probing();
+    s.done(nobody());
+    assert_eq!(s.verdict(), (Verdict::Refused, Some(Reason::IncumbentLost), None));
+}
+
+/// R13: a binary that does not start: refused, with the reason, and the incumbent was not touched.
+#[test]
+fn a_binary_that_does_not_start_is_refused() {
+    let mut s = setup().spawning();
+    s.done(Outcome::Spawned(Err("no such file".into())));
+    let report = s.report();
+    assert_eq!(report.verdict, Verdict::Refused);
+    assert_eq!(trouble_of(&report), Some(Reason::SuccessorExecFailed));
+    assert_eq!(report.trouble.unwrap().detail, "no such file");
+}
+
+/// C3: a successor that ends or closes before its Hello: the incumbent is not touched.
+#[test]
+fn a_successor_that_ends_before_hello_leaves_the_incumbent_alone() {
+    for gone in [0, 1, 2] {
+        let mut s = setup().warming();
+        match gone {
+            0 => s.done(exited(N_PID)),
+            1 => s.loses(N),
+            _ => {
+                s.loses(N);
+                s.done(exited(N_PID));
+            }
+        }
+        s.expect([phase(Phase::Rollback), journal(Step::Abort), reap(), term(N_PID)]);
+        s.done(written());
+        s.done(reaped());
+        let expected = (Verdict::Refused, Some(Reason::SuccessorExited), Some(O_PID));
+        assert_eq!(s.verdict(), expected);
+    }
+}
+
+/// C3: Hello within the budget, 40 s here.
+#[test]
+fn a_successor_has_its_budget_for_hello() {
+    let mut s = setup().warming();
+    s.passes_with_drips_of(N, 39.s());
+    s.passes(999.ms());
+    s.quiet();
+    s.passes(1.ms());
+    s.expect([phase(Phase::Rollback), journal(Step::Abort), reap(), term(N_PID)]);
+    s.done(written());
+    s.done(reaped());
+    assert_eq!(s.verdict().1, Some(Reason::SuccessorHelloTimeout));
+}
+
+/// C1: the role, the pid and the uid of a Hello are checked against the kernel's.
+#[test]
+fn a_hello_is_checked() {
+    let hello = |side, pid| hello_of(side, pid, Capabilities::OURS);
+    let violation_of = |message: Message, cred: Credentials, config: &Setup| {
+        let mut s = config.spawning();
+        s.done(Outcome::Spawned(Ok(N_PID)));
+        s.opens_as(N, cred);
+        let _ = s.take();
+        s.hears(N, message);
+        s.take().into_iter().find_map(|output| match output {
+            Output::Event(Event::PeerRefused { peer: N, violation, .. }) => Some(violation),
+            _ => None,
+        })
+    };
+    let ours = Credentials { descends: true, ..cred(N_PID) };
+    let ok = |message, cred| violation_of(message, cred, &setup());
+    assert_eq!(ok(hello(Side::Successor, N_PID), ours), None);
+    let wrong = Violation::WrongSide { announced: Side::Incumbent };
+    assert_eq!(ok(hello(Side::Incumbent, N_PID), ours), Some(wrong));
+    let wrong = Violation::WrongPid { announced: X_PID, actual: N_PID };
+    assert_eq!(ok(hello(Side::Successor, X_PID), ours), Some(wrong));
+    let other = Credentials { uid: 5, ..ours };
+    let wrong = Violation::WrongUser { uid: 5 };
+    assert_eq!(ok(hello(Side::Successor, N_PID), other), Some(wrong));
+    let root = Credentials { uid: 0, ..ours };
+    assert_eq!(ok(hello(Side::Successor, N_PID), root), None);
+    let wrong = Violation::Unexpected { message: "Ready", state: "awaiting the successor's Hello" };
+    assert_eq!(ok(ready(true, &[]), ours), Some(wrong));
+
+    // C1: a descendant only where wrappers are allowed, another process never.
+    let child = Credentials { descends: true, ..cred(X_PID) };
+    let stranger = Credentials { descends: false, ..cred(X_PID) };
+    let wrappers = Setup::with(|config| config.allow_wrappers = true);
+    let wrong = Some(Violation::NotOurs { actual: X_PID, started: N_PID });
+    assert_eq!(ok(hello(Side::Successor, X_PID), child), wrong);
+    assert_eq!(violation_of(hello(Side::Successor, X_PID), child, &wrappers), None);
+    assert_eq!(violation_of(hello(Side::Successor, X_PID), stranger, &wrappers), wrong);
+    assert_eq!(violation_of(hello(Side::Successor, N_PID), ours, &wrappers), None);
+}
+
+/// C1, R12: so is the incumbent's.
+#[test]
+fn the_incumbents_hello_is_checked() {
+    for (message, cred, wrong) in [
+        (
+            hello_of(Side::Successor, O_PID, Capabilities::OURS),
+            cred(O_PID),
+            Violation::WrongSide { announced: Side::Successor },
+        ),
+        (
+            hello_of(Side::Incumbent, O_PID, Capabilities::OURS),
+            cred(X_PID),
+            Violation::WrongPid { announced: O_PID, actual: X_PID },
+        ),
+        (
+            hello_of(Side::Incumbent, O_PID, Capabilities::OURS),
+            Credentials { uid: 5, ..cred(O_PID) },
+            Violation::WrongUser { uid: 5 },
+        ),
+    ] {
+        let mut s = setup().connecting();
+        s.opens_as(O, cred);
+        s.done(Outcome::Connected(Ok(())));
+        s.hears(O, message);
+        s.expect([refused(O, wrong, "awaiting the incumbent's Hello"), close(O), probe()]);
+        s.done(answered(O_PID));
+        s.done(written());
+        s.done(reaped());
+        let expected = (Verdict::Refused, Some(Reason::ProtocolViolation), Some(O_PID));
+        assert_eq!(s.verdict(), expected);
+    }
+}
+
+/// W4: no version in common: refused, and the error carries the four numbers.
+#[test]
+fn without_a_common_version_it_is_refused() {
+    let mut s = Setup::with(|config| (config.proto_min, config.proto_max) = (3, 4)).warming();
+    s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
+    let mismatch = VersionMismatch { our_min: 3, our_max: 4, their_min: 1, their_max: 1 };
+    s.expect_among(refused(N, Violation::Versions(mismatch), "awaiting the successor's Hello"));
+    s.done(written());
+    s.done(reaped());
+    assert_eq!(s.verdict().1, Some(Reason::VersionMismatch));
+}
+
+/// C1: the same fresh id goes to both, and every message that has an id must carry it.
+#[test]
+fn a_wrong_id_closes_the_connection() {
+    for message in all_messages(OTHER) {
+        let Some(got) = message.handoff_id() else { continue };
+        let name = short_name(&message);
+        for peer in [O, N] {
+            let mut s = setup().sealing();
+            s.hears(peer, message.clone());
+            let wrong = Violation::WrongId { message: name, got, expected: ID };
+            let outputs = s.take();
+            assert_eq!(outputs[0], refused(peer, wrong, "awaiting SealComplete"));
+            assert_eq!(outputs[1], close(peer));
+        }
+    }
+}
+
+/// C3: the incumbent cannot be connected to, or says nothing for 5 s: it is looked for (R5), and where
+/// it answers the successor is ended.
+#[test]
+fn an_incumbent_that_does_not_say_hello_is_probed() {
+    let mut s = setup().connecting();
+    s.done(Outcome::Connected(Err("refused".into())));
+    s.expect([probe()]);
+    s.done(answered(O_PID));
+    s.expect_among(term(N_PID));
+    s.done(written());
+    s.done(reaped());
+    let expected = (Verdict::Refused, Some(Reason::IncumbentLost), Some(O_PID));
+    assert_eq!(s.verdict(), expected);
+
+    let mut s = setup().connected();
+    s.passes_with_beats_of(N, 4.s());
+    s.passes(999.ms());
+    s.quiet();
+    s.passes(1.ms());
+    s.expect_among(probe());
+}
+
+/// C3: from Hello on the successor is watched: its end before Begin touches the incumbent no further.
+#[test]
+fn a_successor_that_ends_before_begin_is_rolled_back() {
+    for (mut s, state) in [(setup().draining(), "draining"), (setup().sealing(), "sealing")] {
+        s.done(exited(N_PID));
+        s.expect([
+            phase(Phase::Rollback),
+            send(N, abort_saying("the successor ended: signal 9")),
+            send(O, abort_saying("the successor ended: signal 9")),
+            journal(Step::Abort),
+            reap(),
+            term(N_PID),
+        ]);
+        // What the incumbent said meanwhile leads to nothing.
+        s.hears(O, if state == "draining" { drained() } else { seal_complete(&[1]) });
+        s.expect_without(|output| matches!(output, Output::Send { .. }));
+        s.done(written());
+        s.done(reaped());
+        let stamp = s.asked();
+        s.hears(O, heartbeat(stamp));
+        let expected = (Verdict::RolledBack, Some(Reason::SuccessorExited), Some(O_PID));
+        assert_eq!(s.verdict(), expected);
+    }
+}
+
+fn abort_saying(reason: &str) -> Message {
+    Message::Abort { handoff_id: ID, reason: reason.into() }
+}
+
+// R4: the rollback.
+
+/// R4: ResumeAfterAbort is sent once, only when every process of the successor's is gone; behind it goes
+/// a Heartbeat, and its answer, and only that one, means that the incumbent has resumed.
+#[test]
+fn the_incumbent_is_resumed_once_after_the_successor_is_reaped() {
+    let mut s = setup().ending();
+    s.done(exited(N_PID));
+    s.loses(N);
+    s.quiet();
+    s.done(reaped());
+    let outputs = s.take();
+    assert_eq!(outputs[0], send(O, resume()));
+    let Output::Send { to: O, message: Message::Heartbeat { ts_ms } } = outputs[1] else {
+        panic!("it is asked: {outputs:?}")
+    };
+    assert_eq!(outputs.len(), 2);
+    for other in [0, 7, ts_ms - 1, ts_ms + 1] {
+        s.hears(O, heartbeat(other));
+    }
+    s.hears(N, heartbeat(ts_ms));
+    s.done(reaped());
+    s.passes_with_beats_of(O, 9.s());
+    s.quiet();
+    s.hears(O, heartbeat(ts_ms));
+    s.expect([
+        close(O),
+        journal(Step::Idle),
+        event(Event::Finished(Report {
+            id: ID,
+            verdict: Verdict::RolledBack,
+            trouble: Some(handoff_core::supervisor::Trouble {
+                reason: Reason::Unhealthy,
+                detail: "the successor calls itself unhealthy".into(),
+            }),
+            serving: Some(O_PID),
+            ready: Some(ready_of(false, &[4, 9])),
+            stuck: None,
+        })),
+    ]);
+}
+
+/// R4: a late answer to the question before is no answer to this one.
+#[test]
+fn an_answer_from_before_the_resume_proves_nothing() {
+    let mut s = setup().asking();
+    s.hears(O, heartbeat(1));
+    s.passes(1.s());
+    s.quiet();
+    let mut s = setup().opening();
+    s.hears(N, ready(false, &[]));
+    s.done(held_by(N_PID));
+    let alive = s.asked();
+    s.hears(O, heartbeat(alive));
+    s.done(written());
+    s.done(reaped());
+    let resumed = s.asked();
+    assert_ne!(alive, resumed);
+    s.hears(O, heartbeat(alive));
+    s.quiet();
+    s.hears(O, heartbeat(resumed));
+    assert_eq!(s.verdict().0, Verdict::RolledBack);
+}
+
+/// R4: EOF proves nothing: it probes, and reports what it then knows.
+#[test]
+fn a_close_instead_of_an_answer_is_probed() {
+    let mut s = setup().confirming();
+    let _ = s.take();
+    s.loses(O);
+    s.expect([probe()]);
+    s.done(nobody());
+    s.quiet();
+    s.passes(10.ms());
+    s.expect([probe()]);
+    s.done(answered(O_PID));
+    let expected = (Verdict::RolledBack, Some(Reason::Unhealthy), Some(O_PID));
+    assert_eq!(s.verdict(), expected);
+}
+
+/// R4: another process that answers is no rollback.
+#[test]
+fn another_that_answers_is_no_rollback() {
+    let mut s = setup().confirming();
+    let _ = s.take();
+    s.loses(O);
+    s.done(answered(X_PID));
+    assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::Unhealthy), Some(X_PID)));
+}
+
+/// R4: nor is silence, for 10 s, or the end of the incumbent.
+#[test]
+fn nobody_that_answers_is_unknown() {
+    let mut s = setup().confirming();
+    let _ = s.take();
+    s.passes_with_beats_of(O, 9.s());
+    s.quiet();
+    s.passes(1.s());
+    assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::Unhealthy), None));
+    let mut s = setup().confirming();
+    let _ = s.take();
+    s.done(exited(O_PID));
+    s.expect([probe()]);
+    s.done(nobody());
+    assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::Unhealthy), None));
+}
+
+/// R4: no ResumeAfterAbort and no Abort after SealFailed: the incumbent has resumed by itself, which a
+/// probe tells.
+#[test]
+fn after_seal_failed_nothing_more_is_said_to_the_incumbent() {
+    let mut s = setup().sealing();
+    s.hears(O, seal_failed());
+    s.answers_alive();
+    let outputs = s.take();
+    let said = |output: &Output| matches!(output, Output::Send { to: O, .. });
+    assert!(!outputs.iter().any(said), "{outputs:?}");
+    assert!(outputs.contains(&term(N_PID)));
+    s.done(written());
+    s.done(reaped());
+    s.expect([close(O), probe()]);
+    s.done(answered(O_PID));
+    let report = s.report();
+    assert_eq!(report.verdict, Verdict::RolledBack);
+    let trouble = report.trouble.unwrap();
+    assert_eq!(trouble.reason, Reason::SealFailed);
+    assert!(trouble.detail.contains("disk full") && trouble.detail.contains("1 of 2"));
+}
+
+/// R4: an incumbent without X2 gets no Abort, only the one ResumeAfterAbort, and is probed once its
+/// connection is closed.
+#[test]
+fn a_legacy_incumbent_gets_one_resume_and_a_probe() {
+    let setup = Setup::legacy_o();
+    let mut s = setup.opening();
+    s.hears(N, ready(false, &[]));
+    s.done(held_by(N_PID));
+    let _ = s.take();
+    s.hears(O, heartbeat(1));
+    let outputs = s.take();
+    let said = |output: &Output| matches!(output, Output::Send { to: O, .. });
+    assert!(!outputs.iter().any(said), "{outputs:?}");
+    s.done(written());
+    s.done(reaped());
+    s.expect([send(O, resume()), close(O), probe()]);
+    s.done(nobody());
+    s.passes(10.ms());
+    s.expect([probe()]);
+    s.done(answered(O_PID));
+    let expected = (Verdict::RolledBack, Some(Reason::Unhealthy), Some(O_PID));
+    assert_eq!(s.verdict(), expected);
+}
+
+/// R4: Refused where the incumbent closed before Drained and answers a probe.
+#[test]
+fn an_incumbent_that_closes_before_drained_has_refused() {
+    for setup in [setup(), Setup::legacy_o()] {
+        let mut s = setup.draining();
+        s.loses(O);
+        s.expect([probe()]);
+        s.done(answered(O_PID));
+        let outputs = s.take();
+        assert!(outputs.contains(&term(N_PID)));
+        s.done(written());
+        s.done(reaped());
+        s.expect([probe()]);
+        s.done(answered(O_PID));
+        let expected = (Verdict::Refused, Some(Reason::DrainFailed), Some(O_PID));
+        assert_eq!(s.verdict(), expected);
+    }
+}
+
+/// R4: the reason codes are stable.
+#[test]
+fn reason_codes_are_stable() {
+    let codes = [
+        (Reason::SuccessorExecFailed, "successor_exec_failed"),
+        (Reason::SuccessorExited, "successor_exited"),
+        (Reason::SuccessorHelloTimeout, "successor_hello_timeout"),
+        (Reason::VersionMismatch, "version_mismatch"),
+        (Reason::ProtocolViolation, "protocol_violation"),
+        (Reason::DrainTimeout, "drain_timeout"),
+        (Reason::DrainFailed, "drain_failed"),
+        (Reason::SealFailed, "seal_failed"),
+        (Reason::SealTimeout, "seal_timeout"),
+        (Reason::ReadyTimeout, "ready_timeout"),
+        (Reason::Unhealthy, "unhealthy"),
+        (Reason::RevisionRegressed, "revision_regressed"),
+        (Reason::IncumbentLost, "incumbent_lost"),
+        (Reason::OperatorAbort, "operator_abort"),
+        (Reason::IoError, "io_error"),
+    ];
+    for (reason, code) in codes {
+        assert_eq!(reason.code(), code);
+    }
+}
+
+// R5: the last process that could serve is not ended.
+
+/// R5: at every step after Prepare the incumbent is asked before the successor is ended.
+#[test]
+fn the_incumbent_is_asked_before_the_successor_is_ended() {
+    for (stage, mut s) in prepared_stages(&setup()) {
+        s.asks(Command::Abort);
+        let outputs = s.take();
+        assert!(!outputs.iter().any(is_signal), "{stage}");
+        let [Output::Send { to: O, message: Message::Heartbeat { ts_ms } }] = outputs[..] else {
+            panic!("asked while {stage}: {outputs:?}")
+        };
+        // Its heartbeats of its own are no answer, nor are others'.
+        s.hears(O, heartbeat(5));
+        s.hears(N, heartbeat(ts_ms));
+        s.expect_without(is_signal);
+        s.hears(O, heartbeat(ts_ms));
+        let text = "the operator aborted it";
+        s.expect([
+            phase(Phase::Rollback),
+            send(N, abort_saying(text)),
+            send(O, abort_saying(text)),
+            journal(Step::Abort),
+            reap(),
+            term(N_PID),
+        ]);
+    }
+}
+
+/// R5: a successor that is gone need not be spared.
+#[test]
+fn nobody_is_asked_for_a_successor_that_is_gone() {
+    for (stage, mut s) in prepared_stages(&setup()) {
+        s.done(exited(N_PID));
+        let outputs = s.take();
+        assert!(outputs.contains(&reap()), "{stage}: {outputs:?}");
+    }
+}
+
+/// R5: no answer in 2 s: it counts as gone. The lock is looked at until it is free, then Begin is sent.
+#[test]
+fn without_an_answer_the_successor_is_promoted_when_the_lock_is_free() {
+    let mut s = setup().sealing();
+    s.asks(Command::Abort);
+    s.asked();
+    s.passes(1999.ms());
+    s.quiet();
+    s.passes(1.ms());
+    s.expect([phase(Phase::Promote), check_lock()]);
+    for _ in 0..50 {
+        s.done(held_by(O_PID));
+        s.quiet();
+        s.passes(10.ms());
+        s.expect([check_lock(), probe()]);
+        s.done(nobody());
+    }
+    s.done(lock_free());
+    s.expect([send(N, begin()), phase(Phase::Open), journal(Step::Begin)]);
+    s.done(written());
+    s.hears(N, ready(true, &[4]));
+    s.expect_among(check_ready());
+    s.done(held_by(N_PID));
+    s.expect_among(send(N, commit()));
+    s.done(answered(N_PID));
+    s.done(answered(N_PID));
+    let expected = (Verdict::Committed, Some(Reason::OperatorAbort), Some(N_PID));
+    assert_eq!(s.verdict(), expected);
+}
+
+/// R5: where the lock cannot be looked at, the successor is left to find out: it takes it or waits.
+#[test]
+fn where_the_lock_is_not_known_begin_is_sent() {
+    let mut s = setup().promoting();
+    s.done(lock_unknown());
+    s.expect_among(send(N, begin()));
+}
+
+/// R5: one that has begun, or is ready, is left to go on.
+#[test]
+fn without_an_answer_a_successor_that_has_begun_goes_on() {
+    let mut s = setup().asking();
+    s.passes(2.s());
+    s.expect([phase(Phase::Promote)]);
+    s.passes_with_beats_of(N, 5.s());
+    s.expect_without(is_signal);
+    s.done(nobody());
+    s.hears(N, ready(true, &[4, 9]));
+    s.expect_among(check_ready());
+    s.done(held_by(N_PID));
+    s.expect_among(send(N, commit()));
+
+    let mut s = setup().verifying();
+    s.asks(Command::Abort);
+    s.asked();
+    s.done(held_by(N_PID));
+    s.passes(2.s());
+    s.expect([phase(Phase::Promote), check_ready()]);
+    s.done(held_by(N_PID));
+    s.expect_among(send(N, commit()));
+}
+
+/// R5: an answer that comes late, before the lock was free or after Begin: the successor is ended after
+/// all.
+#[test]
+fn a_late_answer_ends_the_successor_after_all() {
+    let mut s = setup().sealing();
+    s.asks(Command::Abort);
+    let stamp = s.asked();
+    s.passes(2.s());
+    s.done(held_by(O_PID));
+    s.expect([phase(Phase::Promote), check_lock()]);
+    s.hears(O, heartbeat(stamp));
+    s.expect_among(term(N_PID));
+
+    let mut s = setup().opening();
+    s.asks(Command::Abort);
+    let stamp = s.asked();
+    s.passes(2.s());
+    s.expect([phase(Phase::Promote)]);
+    s.hears(O, heartbeat(stamp));
+    s.expect_among(term(N_PID));
+}
+
+/// R5: a process other than the successor that answers on the control path is somebody who serves.
+#[test]
+fn another_that_answers_ends_the_successor() {
+    for pid in [O_PID, X_PID] {
+        let mut s = setup().promoting();
+        s.done(held_by(pid));
+        s.passes(10.ms());
+        s.expect([check_lock(), probe()]);
+        s.done(answered(pid));
+        s.expect_among(term(N_PID));
+
+        let mut s = setup().promoted();
+        s.passes(10.ms());
+        s.expect([probe()]);
+        s.done(answered(pid));
+        s.expect_among(term(N_PID));
+    }
+}
+
+/// R5: EOF alone is not "gone": the incumbent is looked for on the control path.
+#[test]
+fn a_close_is_not_gone() {
+    let mut s = setup().sealing();
+    s.loses(O);
+    s.expect([probe()]);
+    s.done(nobody());
+    s.quiet();
+    s.passes(10.ms());
+    s.expect([probe()]);
+    s.done(answered(O_PID));
+    s.expect_among(term(N_PID));
+    let mut s = setup().sealing();
+    s.loses(O);
+    s.passes(2.s());
+    s.expect([probe(), phase(Phase::Promote), check_lock()]);
+}
+
+/// R5: its pidfd is: the successor is promoted at once, from every step.
+#[test]
+fn an_incumbent_that_has_ended_is_gone_at_once() {
+    for (mut s, step) in [(setup().draining(), "draining"), (setup().sealing(), "sealing")] {
+        s.done(exited(O_PID));
+        s.expect([phase(Phase::Promote), check_lock()]);
+        s.loses(O);
+        s.quiet();
+        s.done(lock_free());
+        s.expect([send(N, begin()), phase(Phase::Open), journal(Step::Begin)]);
+        s.done(written());
+        s.hears(N, ready(true, &[]));
+        s.expect([check_ready()]);
+        s.done(held_by(N_PID));
+        s.expect_among(send(N, commit()));
+        s.done(answered(N_PID));
+        let report = s.report();
+        assert_eq!(report.verdict, Verdict::Committed, "{step}");
+        assert_eq!(trouble_of(&report), Some(Reason::IncumbentLost), "{step}");
+    }
+    let mut s = setup().asking();
+    s.done(exited(O_PID));
+    s.expect([phase(Phase::Promote)]);
+}
+
+/// R5: however late: the deadline of the handoff does not bind a successor that is the only one left.
+#[test]
+fn a_promoted_successor_may_open_for_long() {
+    let mut s = setup().promoted();
+    for _ in 0..300 {
+        s.passes_with_beats_of(N, 1.s());
+        s.done(nobody());
+    }
+    s.expect_without(|output| is_signal(output) || *output == close(N));
+    s.hears(N, ready(true, &[]));
+    s.expect_among(check_ready());
+}
+
+/// R5: the same where the incumbent ended after it had sealed.
+#[test]
+fn a_successor_whose_incumbent_ended_after_the_seal_may_open_for_long() {
+    let mut s = setup().opening();
+    s.done(exited(O_PID));
+    s.loses(O);
+    for _ in 0..300 {
+        s.passes_with_beats_of(N, 1.s());
+        s.done(nobody());
+    }
+    s.expect_without(|output| is_signal(output) || *output == close(N));
+    s.hears(N, ready(true, &[4, 9]));
+    s.expect_among(check_ready());
+}
+
+/// R5, R3: a successor that goes on by itself, its connection closed after Begin, is the only one left: it
+/// may open for as long as any other (R17: 60 s), not for 10 s.
+#[test]
+fn a_promoted_successor_whose_connection_closed_may_open_for_long() {
+    let mut s = setup().promoted();
+    s.loses(N);
+    for _ in 0..30 {
+        s.passes(1.s());
+        s.done(nobody());
+    }
+    s.expect_without(is_signal);
+    s.done(answered(N_PID));
+    s.done(answered(N_PID));
+    assert_eq!(s.verdict().0, Verdict::Committed);
+}
+
+/// R5, R17: an incumbent that is hung and holds the lock is ended; the successor that then takes over is
+/// not ended in its place.
+#[test]
+fn ending_a_hung_incumbent_does_not_end_its_successor() {
+    let mut s = setup().sealing();
+    s.asks(Command::Abort);
+    s.asked();
+    s.passes(2.s());
+    s.expect([phase(Phase::Promote), check_lock()]);
+    let mut signalled = false;
+    for _ in 0..1100 {
+        s.done(held_by(O_PID));
+        s.passes(10.ms());
+        s.hears(N, heartbeat(7));
+        s.done(nobody());
+        let outputs = s.take();
+        assert!(!outputs.contains(&term(N_PID)));
+        if outputs.contains(&term(O_PID)) {
+            signalled = true;
+            break;
+        }
+    }
+    assert!(signalled, "a hung incumbent is asked to end");
+    s.done(exited(O_PID));
+    s.done(lock_free());
+    s.done(lock_free());
+    s.expect_among(send(N, begin()));
+    s.done(written());
+    for _ in 0..30 {
+        s.passes_with_beats_of(N, 1.s());
+        s.done(nobody());
+    }
+    s.expect_without(|output| is_signal(output) || *output == close(N));
+}
+
+/// R5: an operator may turn the promotion off: then the successor is ended, and the outcome is unknown.
+#[test]
+fn without_promotion_the_successor_is_ended() {
+    let setup = Setup::with(|config| config.promote = false);
+    let mut s = setup.sealing();
+    s.done(exited(O_PID));
+    s.loses(O);
+    s.expect_among(term(N_PID));
+    s.done(written());
+    s.done(reaped());
+    s.expect_among(probe());
+    s.done(nobody());
+    assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::IncumbentLost), None));
+    let mut s = setup.sealing();
+    s.asks(Command::Abort);
+    s.asked();
+    s.passes(2.s());
+    s.expect_among(term(N_PID));
+}
+
+/// R5: from an incumbent without X2 any frame is the answer.
+#[test]
+fn any_frame_of_a_legacy_incumbent_is_an_answer() {
+    for answer in [heartbeat(1), drained(), seal_progress(1), seal_complete(&[1]), seal_failed()] {
+        let mut s = Setup::legacy_o().sealing();
+        s.asks(Command::Abort);
+        s.asked();
+        s.hears(O, answer);
+        s.expect_among(term(N_PID));
+    }
+    let mut s = Setup::legacy_o().sealing();
+    s.asks(Command::Abort);
+    s.asked();
+    s.passes(3.s());
+    s.expect_among(phase(Phase::Promote));
+    s.hears(O, heartbeat(1));
+    s.expect_among(term(N_PID));
+}
+
+/// R5: a successor that ends while the incumbent is asked, or while it waits for the lock.
+#[test]
+fn a_successor_that_ends_while_it_might_be_promoted() {
+    let mut s = setup().asking();
+    s.done(exited(N_PID));
+    s.expect_among(reap());
+    let mut s = setup().promoting();
+    s.done(exited(N_PID));
+    s.expect_among(reap());
+    s.done(written());
+    s.done(held_by(X_PID));
+    s.done(reaped());
+    s.expect_among(probe());
+    s.done(nobody());
+    assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::IncumbentLost), None));
+}
+
+// R6: what a commit needs.
+
+/// R6: unhealthy, a revision below the sealed one, another number of them: not committed.
+#[test]
+fn a_bad_ready_is_not_committed() {
+    let cases: [(Message, Reason); 5] = [
+        (ready(false, &[4, 9]), Reason::Unhealthy),
+        (ready(true, &[4, 8]), Reason::RevisionRegressed),
+        (ready(true, &[3, 100]), Reason::RevisionRegressed),
+        (ready(true, &[4]), Reason::RevisionRegressed),
+        (ready(true, &[4, 9, 9]), Reason::RevisionRegressed),
+    ];
+    for (message, reason) in cases {
+        let mut s = setup().opening();
+        s.hears(N, message);
+        s.done(held_by(N_PID));
+        s.answers_alive();
+        s.done(written());
+        s.done(reaped());
+        let outputs = s.take();
+        let committed = |output: &Output| {
+            matches!(output, Output::Send { message: Message::Commit { .. }, .. })
+        };
+        assert!(!outputs.iter().any(committed));
+        let Some(Output::Send { message: Message::Heartbeat { ts_ms }, .. }) = outputs.last()
+        else {
+            panic!("{outputs:?}")
+        };
+        s.hears(O, heartbeat(*ts_ms));
+        assert_eq!(s.verdict(), (Verdict::RolledBack, Some(reason), Some(O_PID)));
+    }
+}
+
+/// R6: revisions at least the sealed ones are committed; a peer that reports none is not checked.
+#[test]
+fn a_good_ready_is_committed() {
+    for revisions in [&[4, 9][..], &[5, 9], &[u64::MAX, u64::MAX], &[]] {
+        let mut s = setup().opening();
+        s.hears(N, ready(true, revisions));
+        s.done(held_by(N_PID));
+        s.expect_among(send(O, commit()));
+    }
+    let mut s = setup().sealing();
+    s.hears(O, seal_complete(&[]));
+    s.hears(N, ready(true, &[1, 2, 3]));
+    s.done(held_by(N_PID));
+    s.expect_among(send(O, commit()));
+}
+
+/// R6: unless the supervisor is told to be strict.
+#[test]
+fn a_strict_supervisor_wants_revisions_of_both() {
+    let strict = Setup::with(|config| config.strict = true);
+    let pairs: [(&[u64], &[u64], bool); 4] =
+        [(&[4], &[4], true), (&[], &[4], false), (&[4], &[], false), (&[], &[], false)];
+    for (of_o, of_n, good) in pairs {
+        let mut s = strict.sealing();
+        s.hears(O, seal_complete(of_o));
+        s.hears(N, ready(true, of_n));
+        s.done(held_by(N_PID));
+        let committed = s.take().contains(&send(O, commit()));
+        assert_eq!(committed, good, "{of_o:?} {of_n:?}");
+    }
+}
+
+/// R6: a successor that says it is ready holds the lock, and the incumbent does not.
+#[test]
+fn the_lock_is_held_at_ready() {
+    let verdicts = [
+        (lock_free(), false),
+        (held_by(O_PID), false),
+        (held_by(N_PID), true),
+        (lock_unknown(), true),
+    ];
+    for (lock, good) in verdicts {
+        let mut s = setup().verifying();
+        s.done(lock.clone());
+        let committed = s.take().contains(&send(O, commit()));
+        assert_eq!(committed, good, "{lock:?}");
+    }
+}
+
+/// R6: it commits only while the successor is alive.
+#[test]
+fn a_successor_that_ended_is_not_committed() {
+    let mut s = setup().verifying();
+    s.done(exited(N_PID));
+    let outputs = s.take();
+    assert!(outputs.contains(&reap()), "{outputs:?}");
+    s.done(held_by(N_PID));
+    s.expect_without(|output| *output == send(O, commit()));
+}
+
+/// C3: a successor that closes after Ready is not dead; its pidfd tells.
+#[test]
+fn a_successor_that_closes_after_ready_is_committed() {
+    let mut s = setup().verifying();
+    s.loses(N);
+    s.quiet();
+    s.done(held_by(N_PID));
+    s.expect([phase(Phase::Commit), send(O, commit()), journal(Step::Commit), probe()]);
+}
+
+/// R6: with the incumbent gone a bad Ready does not end the successor; the outcome says what is wrong.
+#[test]
+fn without_an_incumbent_a_bad_ready_is_left_to_serve() {
+    let cases = [
+        (ready(false, &[4, 9]), held_by(N_PID), Reason::Unhealthy),
+        (ready(true, &[1, 1]), held_by(N_PID), Reason::RevisionRegressed),
+        (ready(true, &[4, 9]), lock_free(), Reason::Unhealthy),
+    ];
+    for (message, lock, reason) in cases {
+        let mut s = setup().opening();
+        s.done(exited(O_PID));
+        s.loses(O);
+        s.hears(N, message);
+        s.done(lock);
+        s.expect_without(is_signal);
+        s.done(answered(N_PID));
+        let report = s.report();
+        assert_eq!(report.verdict, Verdict::Committed);
+        assert_eq!(trouble_of(&report), Some(reason));
+        assert!(report.ready.is_some());
+    }
+}
+
+// R9: the journal.
+
+/// R9: ahead of each step up to Seal: no process before Warm is written, no Prepare before Prepare is, no
+/// SealRequest before Seal is.
+#[test]
+fn the_journal_is_ahead_of_prepare_and_seal() {
+    let mut s = setup().preparing();
+    s.passes_with_beats_of(N, 1.s());
+    s.hears(O, heartbeat(1));
+    s.quiet();
+    s.done(written());
+    s.expect_among(send(O, prepare(SPEC.deadline, SPEC.drain_grace)));
+    s.hears(O, drained());
+    s.expect([drained_event()]);
+    s.done(written());
+    s.expect([phase(Phase::Seal), send(O, seal_request())]);
+}
+
+/// R9: and of the first: a process is started only when the journal says so.
+#[test]
+fn the_journal_is_ahead_of_the_spawn() {
+    let mut s = setup().idle();
+    s.asks(Command::Handoff { id: ID, spec: SPEC });
+    s.done(answered(O_PID));
+    s.expect_without(|output| *output == spawn());
+    s.done(written());
+    s.expect_among(spawn());
+}
+
+/// R9: a journal that cannot be written stops a handoff before Seal.
+#[test]
+fn a_journal_that_fails_before_seal_stops_the_handoff() {
+    let mut s = setup().idle();
+    s.asks(Command::Handoff { id: ID, spec: SPEC });
+    s.done(unwritten());
+    s.expect_among(event(Event::JournalFailed("disk full".into())));
+    let mut s = setup().preparing();
+    s.done(unwritten());
+    s.answers_alive();
+    s.expect_among(term(N_PID));
+    s.done(written());
+    s.done(reaped());
+    assert_eq!(s.verdict(), (Verdict::Refused, Some(Reason::IoError), Some(O_PID)));
+    let mut s = setup().preparing();
+    s.done(written());
+    s.done(unwritten());
+    s.answers_alive();
+    s.done(written());
+    s.done(reaped());
+    s.answers_alive();
+    assert_eq!(s.verdict(), (Verdict::RolledBack, Some(Reason::IoError), Some(O_PID)));
+}
+
+/// R9: after Seal it is told, and nothing else.
+#[test]
+fn a_journal_that_fails_after_seal_is_only_told() {
+    let mut s = setup().sealing();
+    s.hears(O, seal_complete(&[4, 9]));
+    s.done(unwritten());
+    s.expect_among(event(Event::JournalFailed("disk full".into())));
+    s.hears(N, ready(true, &[4, 9]));
+    s.done(held_by(N_PID));
+    s.done(unwritten());
+    s.done(answered(N_PID));
+    assert_eq!(s.verdict().0, Verdict::Committed);
+}
+
+/// R9: a journal that stalls after Seal delays nothing: the lock is nobody's.
+#[test]
+fn a_journal_that_stalls_after_seal_delays_nothing() {
+    let mut s = setup().sealing();
+    s.hears(O, seal_complete(&[4, 9]));
+    s.expect([send(N, begin()), phase(Phase::Open), journal(Step::Begin)]);
+    s.hears(N, ready(true, &[4, 9]));
+    s.done(held_by(N_PID));
+    s.expect_among(send(O, commit()));
+    s.done(answered(N_PID));
+    assert_eq!(s.verdict().0, Verdict::Committed);
+    // One write at a time, and the newest entry next.
+    s.done(written());
+    s.expect([journal(Step::Idle)]);
+}
+
+/// R9: what an earlier handoff had written is no entry of this one.
+#[test]
+fn a_late_write_of_an_earlier_handoff_is_not_this_ones() {
+    let setup = setup();
+    let mut s = setup.preparing();
+    // Prepare of the first handoff is being written when the operator gives it up.
+    s.asks(Command::Abort);
+    s.answers_alive();
+    s.done(reaped());
+    assert_eq!(s.verdict().0, Verdict::Refused);
+    s.asks(Command::Handoff { id: OTHER, spec: SPEC });
+    s.done(answered(O_PID));
+    s.done(Outcome::Spawned(Ok(N_PID)));
+    s.opens_as(N, Credentials { descends: true, ..cred(N_PID) });
+    s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
+    s.opens_as(O, cred(O_PID));
+    s.done(Outcome::Connected(Ok(())));
+    s.hears(O, hello_of(Side::Incumbent, O_PID, Capabilities::OURS));
+    let _ = s.take();
+    // Now that write completes; the one that this handoff waits for begins only then.
+    s.done(written());
+    let next = Entry { id: OTHER, ..entry(Step::Prepare) };
+    s.expect([effect(Effect::Journal(next))]);
+    s.done(written());
+    s.expect_among(send(O, prepare_of(OTHER, SPEC.deadline, SPEC.drain_grace)));
+}
+
+// R14: ending the successor.
+
+/// R14: TERM, 5 s, KILL, 5 s, and then it is reported; without ResumeAfterAbort (R4).
+#[test]
+fn a_successor_that_will_not_die_is_reported() {
+    let mut s = setup().ending();
+    s.loses(N);
+    s.passes_with_beats_of(O, 4.s());
+    s.passes(999.ms());
+    s.quiet();
+    s.passes(1.ms());
+    s.expect([kill(N_PID)]);
+    s.passes_with_beats_of(O, 4.s());
+    s.passes(999.ms());
+    s.quiet();
+    s.passes(1.ms());
+    s.expect([close(O), probe()]);
+    s.done(answered(O_PID));
+    let report = s.report();
+    assert_eq!((report.stuck, report.serving), (Some(N_PID), Some(O_PID)));
+}
+
+/// R14: one that ends after TERM, or after KILL, is waited for.
+#[test]
+fn a_successor_that_ends_is_waited_for() {
+    let mut s = setup().ending();
+    s.loses(N);
+    s.passes_with_beats_of(O, 5.s());
+    s.expect([kill(N_PID)]);
+    s.passes_with_beats_of(O, 4.s());
+    s.done(reaped());
+    s.answers_alive();
+    assert_eq!(s.report().stuck, None);
+}
+
+/// R14: with a wrapper the group of the one that was started is ended, and the child's end counts.
+#[test]
+fn with_a_wrapper_the_whole_group_is_ended() {
+    let setup = Setup::with(|config| config.allow_wrappers = true);
+    let mut s = setup.spawning();
+    s.done(Outcome::Spawned(Ok(N_PID)));
+    s.opens_as(N, Credentials { descends: true, ..cred(X_PID) });
+    s.done(written());
+    s.hears(N, hello_of(Side::Successor, X_PID, Capabilities::OURS));
+    let _ = s.take();
+    // The wrapper may leave.
+    s.done(exited(N_PID));
+    s.quiet();
+    s.done(exited(X_PID));
+    let outputs = s.take();
+    assert!(outputs.contains(&reap()) && outputs.contains(&term(N_PID)), "{outputs:?}");
+}
+
+// R16: the control path.
+
+/// R16: Committed when the path leads to the successor; what it leads to before is not news.
+#[test]
+fn committed_is_reported_when_the_path_leads_to_the_successor() {
+    let mut s = setup().committing();
+    for pid in [None, Some(O_PID), None] {
+        s.done(pid.map_or(nobody(), answered));
+        s.quiet();
+        s.passes(10.ms());
+        s.expect([probe()]);
+    }
+    s.done(answered(N_PID));
+    assert_eq!(s.verdict(), (Verdict::Committed, None, Some(N_PID)));
+}
+
+/// R16: after 10 s it is unknown.
+#[test]
+fn after_ten_seconds_without_the_path_it_is_unknown() {
+    let mut s = setup().committing();
+    s.passes(9999.ms());
+    s.quiet();
+    s.passes(1.ms());
+    assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::IoError), None));
+}
+
+/// R16: a successor that ends after Commit leaves nobody who is known to serve.
+#[test]
+fn a_successor_that_ends_after_commit_is_unknown() {
+    let mut s = setup().committing();
+    s.done(exited(N_PID));
+    assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::SuccessorExited), None));
+}
+
+// R17, R10: who serves?
+
+/// R10: it finds out who serves, and adopts it.
+#[test]
+fn it_adopts_who_serves() {
+    let mut s = setup().idle();
+    s.asks(Command::Start { own: vec![] });
+    s.expect([probe()]);
+    s.done(answered(O_PID));
+    s.expect([event(Event::Serving { pid: O_PID, started: false })]);
+    assert!(s.machine.idle());
+    assert_eq!(s.machine.deadline(), None);
+}
+
+/// R17: nobody answers and the lock is free: it starts a daemon, and waits until that one answers.
+#[test]
+fn it_starts_a_daemon_where_nobody_serves() {
+    let mut s = setup().idle();
+    s.asks(Command::Start { own: vec![] });
+    s.done(nobody());
+    s.expect([probe(), check_any()]);
+    s.done(lock_free());
+    s.expect([effect(Effect::Spawn { successor: false })]);
+    s.done(Outcome::Spawned(Ok(X_PID)));
+    s.passes(10.ms());
+    s.expect([probe()]);
+    s.done(nobody());
+    s.passes(10.ms());
+    s.expect([probe()]);
+    s.done(answered(X_PID));
+    s.expect([event(Event::Serving { pid: X_PID, started: true })]);
+}
+
+/// R17: a daemon that does not start, or ends before it serves.
+#[test]
+fn a_daemon_that_does_not_come_up_is_told() {
+    let mut s = setup().idle();
+    s.asks(Command::Start { own: vec![] });
+    s.done(nobody());
+    s.done(lock_free());
+    let mut ended = s.clone();
+    s.done(Outcome::Spawned(Err("no such file".into())));
+    s.expect_among(event(Event::NobodyServes("no such file".into())));
+    assert!(s.machine.idle());
+    ended.done(Outcome::Spawned(Ok(X_PID)));
+    ended.done(exited(X_PID));
+    let outputs = ended.take();
+    let told = |output: &Output| matches!(output, Output::Event(Event::NobodyServes(_)));
+    assert!(outputs.iter().any(told));
+    assert!(ended.machine.idle());
+}
+
+/// R17: its own child that holds the lock and answers nobody is ended after a grace, 60 s; then a daemon
+/// is started.
+#[test]
+fn its_own_hung_child_is_ended_after_a_grace() {
+    let mut s = setup().idle();
+    s.asks(Command::Start { own: vec![O_PID] });
+    let start = s.now;
+    let mut signals = Vec::new();
+    while s.now < start + 70.s() {
+        s.done(nobody());
+        s.done(held_by(O_PID));
+        for output in s.take() {
+            if is_signal(&output) {
+                signals.push((s.now.saturating_since(start).as_secs(), output));
+            }
+        }
+        s.passes(100.ms());
+    }
+    assert_eq!(signals, [(60, term(O_PID)), (65, kill(O_PID))]);
+    s.done(nobody());
+    s.done(lock_free());
+    s.expect_among(effect(Effect::Spawn { successor: false }));
+}
+
+/// R17: the holder that is not its own is waited for, and told once.
+#[test]
+fn a_holder_that_is_not_its_own_is_only_waited_for() {
+    let mut s = setup().idle();
+    s.asks(Command::Start { own: vec![N_PID] });
+    s.done(nobody());
+    s.done(held_by(X_PID));
+    s.expect([probe(), check_any(), event(Event::Waiting { holder: Some(X_PID) })]);
+    for _ in 0..1000 {
+        s.passes(1.s());
+        s.done(nobody());
+        s.done(held_by(X_PID));
+    }
+    s.expect_without(|output| is_signal(output) || matches!(output, Output::Event(_)));
+}
+
+/// R17: the daemon that was started just now is its own child, too: where it hangs it is ended, and its
+/// end is told.
+#[test]
+fn a_started_daemon_that_hangs_is_ended() {
+    let mut s = setup().idle();
+    s.asks(Command::Start { own: vec![] });
+    s.done(nobody());
+    s.done(lock_free());
+    s.done(Outcome::Spawned(Ok(X_PID)));
+    let _ = s.take();
+    for _ in 0..100 {
+        s.passes(1.s());
+        s.done(nobody());
+        s.done(held_by(X_PID));
+    }
+    s.expect_among(term(X_PID));
+}
+
+// T: heartbeats and deadlines.
+
+/// T1: from HelloAck on, every second, to both.
+#[test]
+fn it_heartbeats_every_second_to_both() {
+    let mut s = setup().warming();
+    s.passes(3.s());
+    assert_eq!(s.beats_to(N), []);
+    s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
+    s.passes(2.s());
+    assert_eq!(s.beats_to(N), [4.s(), 5.s()]);
+    s.opens_as(O, cred(O_PID));
+    s.done(Outcome::Connected(Ok(())));
+    s.hears(O, hello_of(Side::Incumbent, O_PID, Capabilities::OURS));
+    s.passes(1500.ms());
+    assert_eq!(s.beats_to(O), [6.s()]);
+}
+
+/// T1: in every state, to the end of the connection.
+#[test]
+fn it_heartbeats_in_every_state() {
+    let both = [
+        setup().draining(),
+        setup().sealing(),
+        setup().opening(),
+        setup().verifying(),
+        setup().committing(),
+    ];
+    for mut s in both {
+        let (mut o, mut n) = (s.clone(), s.clone());
+        o.passes(3.s());
+        assert_eq!(o.beats_to(O), [1.s(), 2.s(), 3.s()], "{}", s.machine.state_name());
+        n.passes(3.s());
+        assert_eq!(n.beats_to(N), [1.s(), 2.s(), 3.s()], "{}", s.machine.state_name());
+        s.loses(N);
+        s.passes(1.s());
+        assert_eq!(s.beats_to(N), []);
+    }
+    for mut s in [setup().ending(), setup().confirming()] {
+        s.passes(3.s());
+        assert_eq!(s.beats_to(O), [1.s(), 2.s(), 3.s()], "{}", s.machine.state_name());
+    }
+}
+
+/// T2, X2: a daemon that says it heartbeats is dead after 5 s without a byte, exactly as if it had closed.
+#[test]
+fn five_seconds_of_silence_are_a_close() {
+    let silent = || Violation::Silent { awaited: "a heartbeat" };
+    let mut s = setup().sealing();
+    s.passes_with_beats_of(N, 4.s());
+    s.passes(999.ms());
+    s.quiet();
+    s.passes(1.ms());
+    s.expect([refused(O, silent(), "awaiting SealComplete"), close(O), probe()]);
+
+    let mut s = setup().opening();
+    s.passes_with_beats_of(O, 4.s());
+    s.passes(999.ms());
+    s.quiet();
+    s.passes(1.ms());
+    let outputs = s.take();
+    assert_eq!(outputs[0], refused(N, silent(), "awaiting Ready"));
+    assert_eq!(outputs[1], close(N));
+    assert!(!outputs.iter().any(is_signal), "it has begun, so the incumbent is asked first");
+}
+
+/// T2: any byte is proof of life.
+#[test]
+fn any_byte_counts_as_life() {
+    let mut s = setup().sealing();
+    for _ in 0..30 {
+        s.passes(1.s());
+        s.hears_a_byte(O);
+        s.hears_a_byte(N);
+    }
+    s.quiet();
+}
+
+/// T2: others are judged by deadlines alone.
+#[test]
+fn daemons_without_x2_are_judged_by_deadlines_alone() {
+    let mut s = Setup { o: LEGACY, n: LEGACY, ..setup() }.sealing();
+    s.passes(60.s());
+    s.quiet();
+}
+
+/// T3: it never answers a Heartbeat.
+#[test]
+fn it_never_answers_a_heartbeat() {
+    for mut s in [setup().draining(), setup().opening(), setup().committing(), setup().ending()] {
+        for peer in [O, N] {
+            for ts_ms in [0, 5, u64::MAX] {
+                s.hears(peer, heartbeat(ts_ms));
+            }
+        }
+        s.quiet();
+    }
+}
+
+/// T5: the deadline, and 1 s more for an answer in flight.
+#[test]
+fn the_deadline_has_a_second_of_slack() {
+    let reasons = [
+        (setup().draining(), 21.s(), Reason::DrainTimeout),
+        (setup().sealing(), 61.s(), Reason::SealTimeout),
+        (setup().opening(), 61.s(), Reason::ReadyTimeout),
+    ];
+    for (mut s, limit, reason) in reasons {
+        s.passes_alive(limit - 1.ms());
+        s.quiet();
+        s.passes(1.ms());
+        s.answers_alive();
+        s.expect_among(term(N_PID));
+        s.done(written());
+        s.done(reaped());
+        s.answers_alive();
+        assert_eq!(s.verdict(), (Verdict::RolledBack, Some(reason), Some(O_PID)));
+    }
+}
+
+/// T5: a peer that drips bytes is bound by the same deadlines.
+#[test]
+fn dripping_does_not_extend_a_deadline() {
+    let mut s = setup().opening();
+    for _ in 0..61 {
+        s.passes(1.s());
+        s.hears_a_byte(O);
+        s.hears_a_byte(N);
+    }
+    s.asked();
+}
+
+/// T5: what has arrived is handled before a timer that has expired.
+#[test]
+fn what_has_arrived_comes_before_an_expired_timer() {
+    let mut s = setup().opening();
+    s.sleeps(100.s());
+    s.hears(O, heartbeat(1));
+    s.hears(N, ready(true, &[4, 9]));
+    s.tick();
+    s.expect([check_ready()]);
+    s.done(held_by(N_PID));
+    s.expect_among(send(O, commit()));
+}
+
+// W7: what has no place.
+
+/// W7: a message that has no place closes its connection, and only that one, with a typed error.
+#[test]
+fn an_unexpected_message_closes_only_its_own_connection() {
+    type Stage = fn(&Setup) -> S;
+    let stages: [(Stage, &[&str], &[&str]); 6] = [
+        (Setup::preparing, &["Heartbeat"], &["Heartbeat"]),
+        (Setup::draining, &["Heartbeat", "Drained"], &["Heartbeat"]),
+        (
+            Setup::sealing,
+            &["Heartbeat", "SealProgress", "SealComplete", "SealFailed"],
+            &["Heartbeat"],
+        ),
+        (Setup::opening, &["Heartbeat"], &["Heartbeat", "Ready"]),
+        (Setup::verifying, &["Heartbeat"], &["Heartbeat"]),
+        (Setup::committing, &["Heartbeat"], &["Heartbeat"]),
+    ];
+    for (stage, of_o, of_n) in stages {
+        for (peer, other, welcome) in [(O, N, of_o), (N, O, of_n)] {
+            for message in all_messages(ID) {
+                let name = short_name(&message);
+                let mut s = stage(&setup());
+                let state = s.machine.state_name();
+                s.hears(peer, message);
+                let outputs = s.take();
+                let wrong = Violation::Unexpected { message: name, state };
+                let refusal = refused(peer, wrong, state);
+                if welcome.contains(&name) {
+                    assert!(!outputs.contains(&refusal), "{name} of {peer} while {state}");
+                    continue;
+                }
+                assert_eq!(outputs[..2], [refusal, close(peer)], "{name} while {state}");
+                assert!(!outputs.contains(&close(other)), "{name} while {state}");
+            }
+        }
+    }
+}
+
+/// W7: a message that crossed a failure on its way is no violation.
+#[test]
+fn messages_that_cross_a_failure_are_no_violation() {
+    for message in [drained(), seal_progress(1), seal_complete(&[1]), seal_failed()] {
+        for mut s in [setup().asking(), setup().ending(), setup().confirming()] {
+            let _ = s.take();
+            s.hears(O, message.clone());
+            s.expect_without(|output| *output == close(O));
+        }
+    }
+    let mut s = setup().asking();
+    s.hears(N, ready(true, &[4, 9]));
+    s.expect_without(|output| *output == close(N));
+}
+
+/// Connections that nobody asked for are closed.
+#[test]
+fn connections_that_nobody_asked_for_are_closed() {
+    let mut s = setup().idle();
+    s.opens_as(O, cred(O_PID));
+    s.opens_as(N, cred(N_PID));
+    s.expect([close(O), close(N)]);
+    let mut s = setup().warming();
+    s.opens_as(O, cred(O_PID));
+    s.opens_as(N, cred(N_PID));
+    s.expect([close(O), close(N)]);
+}
+
+/// A connection that comes late, for a handoff that has ended, is not the next one's.
+#[test]
+fn a_late_connection_is_not_the_next_handoffs() {
+    let mut s = setup().connecting();
+    s.done(exited(N_PID));
+    s.done(reaped());
+    assert_eq!(s.verdict().0, Verdict::Refused);
+    s.done(written());
+    s.asks(Command::Handoff { id: OTHER, spec: SPEC });
+    s.done(answered(O_PID));
+    s.done(Outcome::Spawned(Ok(X_PID)));
+    s.opens_as(N, Credentials { descends: true, ..cred(X_PID) });
+    s.hears(N, hello_of(Side::Successor, X_PID, Capabilities::OURS));
+    s.expect_without(|output| *output == effect(Effect::Connect));
+    s.opens_as(O, cred(O_PID));
+    s.expect([close(O)]);
+    s.done(Outcome::Connected(Ok(())));
+    s.expect([effect(Effect::Connect)]);
+    s.opens_as(O, cred(O_PID));
+    s.done(Outcome::Connected(Ok(())));
+    s.hears(O, hello_of(Side::Incumbent, O_PID, Capabilities::OURS));
+    s.expect_among(send(O, ack_of(OTHER)));
+}
+
+/// An answer to a question of an earlier handoff is asked again, not believed.
+#[test]
+fn a_late_probe_is_not_believed() {
+    let mut s = setup().committing();
+    s.passes(10.s());
+    assert_eq!(s.verdict().0, Verdict::Unknown);
+    s.asks(Command::Handoff { id: OTHER, spec: SPEC });
+    s.expect_without(|output| *output == probe());
+    s.done(answered(X_PID));
+    s.expect_among(probe());
+    s.done(answered(N_PID));
+    s.expect_among(spawn());
+}
+
+/// The operator's abort: before Prepare it is refused, later rolled back, and after Commit too late.
+#[test]
+fn an_operator_may_abort_until_commit() {
+    let mut s = setup().probing();
+    s.asks(Command::Abort);
+    assert_eq!(s.verdict().1, Some(Reason::OperatorAbort));
+    let mut s = setup().spawning();
+    s.asks(Command::Abort);
+    s.quiet();
+    s.done(Outcome::Spawned(Ok(N_PID)));
+    s.expect_among(term(N_PID));
+    s.done(written());
+    s.done(written());
+    s.done(reaped());
+    let expected = (Verdict::Refused, Some(Reason::OperatorAbort), Some(O_PID));
+    assert_eq!(s.verdict(), expected);
+    let mut s = setup().warming();
+    s.asks(Command::Abort);
+    s.expect_among(term(N_PID));
+    let mut s = setup().committing();
+    s.asks(Command::Abort);
+    s.quiet();
+    s.done(answered(N_PID));
+    assert_eq!(s.verdict(), (Verdict::Committed, None, Some(N_PID)));
+    let mut s = setup().promoted();
+    s.asks(Command::Abort);
+    s.quiet();
+    let mut s = setup().idle();
+    s.asks(Command::Abort);
+    s.quiet();
+}
+
+/// An end of somebody else is nobody's.
+#[test]
+fn the_end_of_a_stranger_changes_nothing() {
+    for (stage, mut s) in prepared_stages(&setup()) {
+        let before = s.machine.clone();
+        s.done(exited(X_PID));
+        s.quiet();
+        assert_eq!(s.machine, before, "{stage}");
+    }
+}
+
+/// The peers have names.
+#[test]
+fn peers_have_names() {
+    assert_eq!(Peer::Incumbent.to_string(), "the incumbent");
+    assert_eq!(Peer::Successor.to_string(), "the successor");
+}
