@@ -508,12 +508,22 @@ pub(crate) fn hook(hook: Hook) -> Output {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Retiring {
     ended: Ended,
+    /// The control path is being claimed: the lock is not let go before that is over.
+    claiming: bool,
+    sealed: bool,
 }
 
 impl Retiring {
-    pub(crate) fn start(ended: Ended, grace: Duration, out: &mut Out) -> Self {
+    pub(crate) fn start(ended: Ended, grace: Duration, claiming: bool, out: &mut Out) -> Self {
         out.push(hook(Hook::Drain { grace }));
-        Self { ended }
+        Self { ended, claiming, sealed: false }
+    }
+
+    /// The claim of the control path is over.
+    pub(crate) fn claimed(&mut self, out: &mut Out) {
+        if core::mem::replace(&mut self.claiming, false) && self.sealed {
+            out.push(os(OsEffect::ReleaseLock));
+        }
     }
 
     /// Takes a completion; gives the end once there is nothing left to do.
@@ -527,7 +537,14 @@ impl Retiring {
                 None
             }
             Outcome::Sealed(Ok(_)) => {
-                out.push(os(OsEffect::ReleaseLock));
+                self.sealed = true;
+                if !self.claiming {
+                    out.push(os(OsEffect::ReleaseLock));
+                }
+                None
+            }
+            Outcome::Claimed(_) => {
+                self.claimed(out);
                 None
             }
             // The data may still be open: the lock goes with the process, not before it (R7).
@@ -538,7 +555,6 @@ impl Retiring {
             Outcome::Released(_) => Some(self.ended.clone()),
             Outcome::Lock(_)
             | Outcome::Staged(_)
-            | Outcome::Claimed(_)
             | Outcome::Probed(_)
             | Outcome::Watched(_)
             | Outcome::Signalled(_)

@@ -44,6 +44,9 @@ pub struct Incumbent {
     timers: Timers<Timer>,
     /// The control path is being claimed.
     claiming: bool,
+    /// A successor's pidfd is being opened, and the pid of one that waits for that.
+    watching: bool,
+    to_watch: Option<u32>,
     /// The program asked to stop; it happens as soon as this process serves again.
     stopping: bool,
     /// The last handoff that has ended: it does not begin again (R7).
@@ -211,6 +214,8 @@ impl Incumbent {
             conns: Vec::new(),
             timers: Timers::default(),
             claiming: false,
+            watching: false,
+            to_watch: None,
             stopping: false,
             last: None,
             state: State::Serving,
@@ -427,8 +432,16 @@ impl Incumbent {
             step: Step::Draining { off: None },
         });
         out.push(Output::Event(Event::HandoffBegun { id, successor }));
-        out.push(os(OsEffect::WatchSuccessor { pid: successor }));
+        self.watch(successor, out);
         out.push(hook(Hook::Drain { grace }));
+    }
+
+    fn watch(&mut self, pid: u32, out: &mut Out) {
+        if core::mem::replace(&mut self.watching, true) {
+            self.to_watch = Some(pid);
+        } else {
+            out.push(os(OsEffect::WatchSuccessor { pid }));
+        }
     }
 
     fn commit(
@@ -590,7 +603,8 @@ impl Incumbent {
     fn claimed(&mut self, now: Instant, result: Result<(), String>, out: &mut Out) {
         self.claiming = false;
         // The release has waited for this: from then on the path may be another's.
-        match &self.state {
+        match &mut self.state {
+            State::Retiring(retiring) => return retiring.claimed(out),
             State::Handoff(Handoff { step: Step::Releasing { off: None, .. }, .. }) => {
                 return out.push(os(OsEffect::ReleaseLock));
             }
@@ -609,8 +623,16 @@ impl Incumbent {
     }
 
     fn done(&mut self, now: Instant, outcome: Outcome, out: &mut Out) {
-        if let Outcome::Claimed(result) = outcome {
-            return self.claimed(now, result, out);
+        match outcome {
+            Outcome::Claimed(result) => return self.claimed(now, result, out),
+            Outcome::Watched(_) => {
+                self.watching = false;
+                if let Some(pid) = self.to_watch.take() {
+                    self.watch(pid, out);
+                }
+                return;
+            }
+            _ => {}
         }
         match &mut self.state {
             State::Handoff(_) => self.handoff_done(now, outcome, out),
@@ -691,6 +713,12 @@ impl Incumbent {
                 }
             }
             (Step::Reclaiming(_), Outcome::Probed(probed)) => self.probed(now, probed, out),
+            (
+                Step::Reclaiming(Reclaiming { ending: Ending::Asked, .. }),
+                Outcome::Signalled(Ok(())),
+            ) => {
+                self.timers.set(Timer::EndGrace, now + self.config.timing.end_grace);
+            }
             (Step::Reclaiming(reclaiming), Outcome::Signalled(Err(reason))) => {
                 reclaiming.ending = Ending::Refused;
                 self.timers.clear(Timer::EndGrace);
@@ -798,7 +826,6 @@ impl Incumbent {
                 self.timers.clear(Timer::Yield);
                 if overdue && reclaiming.ending == Ending::Not {
                     reclaiming.ending = Ending::Asked;
-                    self.timers.set(Timer::EndGrace, now + timing.end_grace);
                     out.push(os(OsEffect::SignalSuccessor(Signal::Term)));
                 }
             }
@@ -811,7 +838,8 @@ impl Incumbent {
         match &self.state {
             State::Serving => {
                 let grace = self.config.timing.stop_grace;
-                self.state = State::Retiring(Retiring::start(Ended::Stopped, grace, out));
+                self.state =
+                    State::Retiring(Retiring::start(Ended::Stopped, grace, self.claiming, out));
                 let open: Vec<ConnId> = self.conns.iter().map(|conn| conn.id).collect();
                 for conn in open {
                     self.close(now, conn, out);

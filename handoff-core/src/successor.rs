@@ -53,7 +53,7 @@ enum State {
     /// Ready is sent, the verdict awaited.
     Ready,
     /// This process is the incumbent, and makes the control path lead to itself.
-    Claiming,
+    Claiming { in_flight: bool },
     /// The control path leads here.
     Incumbent,
     /// On the way out before the program has opened anything.
@@ -212,11 +212,15 @@ impl Successor {
             }
             (State::Acked, Message::Begin { .. }) => self.lock(now, out),
             (State::Ready, Message::Commit { .. }) => self.become_incumbent(out),
-            (state, Message::Abort { reason, .. }) if !matches!(state, State::Greeted) => {
+            (state, Message::Abort { reason, .. })
+                if !matches!(state, State::Warming | State::Greeted) =>
+            {
                 let why = StandDown::Aborted(clip(reason, 1024));
                 self.leave(now, Ended::StoodDown { why }, out);
             }
-            (state, Message::Heartbeat { .. }) if !matches!(state, State::Greeted) => {
+            (state, Message::Heartbeat { .. })
+                if !matches!(state, State::Warming | State::Greeted) =>
+            {
                 *beats = true;
                 self.timers.set(Timer::Silence, now + self.config.timing.pulse.silence);
             }
@@ -252,7 +256,7 @@ impl Successor {
             State::Ready => self.become_incumbent(out),
             State::Locking(_)
             | State::Opening(_)
-            | State::Claiming
+            | State::Claiming { .. }
             | State::Incumbent
             | State::Leaving(_)
             | State::Retiring(_)
@@ -280,7 +284,7 @@ impl Successor {
             self.link = Link::Gone;
         }
         self.timers = Timers::default();
-        self.state = State::Claiming;
+        self.state = State::Claiming { in_flight: true };
         out.push(os(OsEffect::ClaimPath));
     }
 
@@ -336,12 +340,16 @@ impl Successor {
                 opening.staged = true;
                 self.ready_if_complete(now, out);
             }
-            (State::Opening(_), Outcome::Staged(Err(reason)))
-            | (State::Claiming, Outcome::Claimed(Err(reason))) => {
+            (State::Opening(_), Outcome::Staged(Err(reason))) => {
                 out.push(Output::Event(Event::PathFailed(reason)));
                 self.timers.set(Timer::RetryPath, now + self.config.timing.retry);
             }
-            (State::Claiming, Outcome::Claimed(Ok(()))) => {
+            (State::Claiming { in_flight }, Outcome::Claimed(Err(reason))) => {
+                *in_flight = false;
+                out.push(Output::Event(Event::PathFailed(reason)));
+                self.timers.set(Timer::RetryPath, now + self.config.timing.retry);
+            }
+            (State::Claiming { .. }, Outcome::Claimed(Ok(()))) => {
                 self.state = State::Incumbent;
                 out.push(Output::Event(Event::Incumbent));
             }
@@ -406,36 +414,43 @@ impl Successor {
             State::Warming | State::Greeted | State::Acked => self.end(ended, out),
             State::Locking(Locking { in_flight: false, .. }) => self.end(ended, out),
             State::Locking(Locking { in_flight: true, .. }) => {
-                self.timers = Timers::default();
+                self.keep_pulse();
                 self.state = State::Leaving(Leaving { awaits: Awaits::Lock, ended });
             }
             State::Opening(Opening { asked: false, .. }) => {
                 out.push(os(OsEffect::ReleaseLock));
-                self.timers = Timers::default();
+                self.keep_pulse();
                 self.state = State::Leaving(Leaving { awaits: Awaits::Release, ended });
             }
             State::Opening(Opening { readiness: None, .. }) => {
                 out.push(Output::Cancel);
-                self.timers = Timers::default();
+                self.keep_pulse();
                 self.timers.set(Timer::HookStuck, now + self.config.timing.hook_stuck);
                 self.state = State::Leaving(Leaving { awaits: Awaits::Hook, ended });
             }
-            State::Opening(_) | State::Ready | State::Claiming => self.retire(ended, out),
+
+            State::Opening(_) | State::Ready | State::Claiming { .. } => self.retire(ended, out),
             State::Incumbent | State::Leaving(_) | State::Retiring(_) | State::Ended => {}
         }
     }
 
+    /// Heartbeats go on as long as the connection is open (T1).
+    fn keep_pulse(&mut self) {
+        self.timers.retain(|timer| matches!(timer, Timer::Beat | Timer::Silence));
+    }
+
     fn retire(&mut self, ended: Ended, out: &mut Out) {
-        self.timers = Timers::default();
+        self.keep_pulse();
         let grace = self.config.timing.stop_grace;
-        self.state = State::Retiring(Retiring::start(ended, grace, out));
+        let claiming = matches!(self.state, State::Claiming { in_flight: true });
+        self.state = State::Retiring(Retiring::start(ended, grace, claiming, out));
     }
 
     fn end(&mut self, ended: Ended, out: &mut Out) {
         if matches!(self.link, Link::Open { .. }) {
             out.push(Output::Close { peer: ConnId::SUPERVISOR });
-            self.link = Link::Gone;
         }
+        self.link = Link::Gone;
         self.timers = Timers::default();
         self.state = State::Ended;
         out.push(Output::Event(Event::Ended(ended)));
@@ -454,9 +469,12 @@ impl Successor {
                     out.push(os(OsEffect::TakeLock));
                 }
             }
-            Timer::RetryPath => match self.state {
+            Timer::RetryPath => match &mut self.state {
                 State::Opening(_) => out.push(os(OsEffect::StagePath)),
-                State::Claiming => out.push(os(OsEffect::ClaimPath)),
+                State::Claiming { in_flight } => {
+                    *in_flight = true;
+                    out.push(os(OsEffect::ClaimPath));
+                }
                 _ => {}
             },
             Timer::LockBound => {
@@ -535,7 +553,7 @@ impl Machine for Successor {
             State::Locking(_) => "taking the lock",
             State::Opening(_) => "opening the data",
             State::Ready => "awaiting the verdict",
-            State::Claiming => "claiming the control path",
+            State::Claiming { .. } => "claiming the control path",
             State::Incumbent => "serving",
             State::Leaving(_) | State::Retiring(_) => "leaving",
             State::Ended => "ended",

@@ -1,4 +1,5 @@
 //! Bytes in, bytes out: whole handoffs between drivers, and what a driver does with bytes (W, T4, C).
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
 mod common;
 
@@ -81,7 +82,7 @@ impl World {
             probes: 1000,
         };
         let o = world.start(Daemon::cold(Config::new(O_PID, UID)), O_PID);
-        world.to_daemon(o, Input::Command(Command::Begin));
+        world.tell_daemon(o, Input::Command(Command::Begin));
         world.settle();
         assert!(matches!(world.daemons[o].driver.machine(), Daemon::Incumbent(_)));
         world
@@ -105,7 +106,7 @@ impl World {
 
     fn handoff(&mut self, id: HandoffId) -> Report {
         let spec = Spec::default();
-        self.to_supervisor(Input::Command(supervisor::Command::Handoff { id, spec }));
+        self.tell_supervisor(Input::Command(supervisor::Command::Handoff { id, spec }));
         for _ in 0..100_000 {
             if let Some(report) = self.reports.pop() {
                 self.settle();
@@ -139,12 +140,12 @@ impl World {
 
     fn tick(&mut self) {
         if self.s.deadline().is_some_and(|d| d.at <= self.now) {
-            self.to_supervisor(Input::Tick);
+            self.tell_supervisor(Input::Tick);
         }
         for place in 0..self.daemons.len() {
             let process = &self.daemons[place];
             if process.alive && process.driver.deadline().is_some_and(|d| d.at <= self.now) {
-                self.to_daemon(place, Input::Tick);
+                self.tell_daemon(place, Input::Tick);
             }
         }
     }
@@ -250,13 +251,13 @@ impl World {
         self.act_daemon(place, actions);
     }
 
-    fn to_supervisor(&mut self, input: supervisor::Input) {
+    fn tell_supervisor(&mut self, input: supervisor::Input) {
         let mut actions = Vec::new();
         self.s.handle(self.now, input, &mut actions);
         self.act_supervisor(actions);
     }
 
-    fn to_daemon(&mut self, place: Place, input: daemon::Input) {
+    fn tell_daemon(&mut self, place: Place, input: daemon::Input) {
         let mut actions = Vec::new();
         self.daemons[place].driver.handle(self.now, input, &mut actions);
         self.act_daemon(place, actions);
@@ -315,7 +316,7 @@ impl World {
         }
         let pid = self.daemons[place].pid;
         let status = "ended".into();
-        self.to_supervisor(Input::Done(supervisor::Outcome::Exited { pid, status }));
+        self.tell_supervisor(Input::Done(supervisor::Outcome::Exited { pid, status }));
     }
 
     /// A probe in full: connect, read Hello, say HelloAck, close (C6).
@@ -353,8 +354,8 @@ impl World {
         });
         let pid = self.daemons[place].pid;
         let mut actions = Vec::new();
-        let to_daemon = Credentials { descends: true, ..cred(pid) };
-        self.s.opened(self.now, peer, to_daemon, &mut actions);
+        let of_daemon = Credentials { descends: true, ..cred(pid) };
+        self.s.opened(self.now, peer, of_daemon, &mut actions);
         self.act_supervisor(actions);
         let mut actions = Vec::new();
         let driver = &mut self.daemons[place].driver;
@@ -370,9 +371,9 @@ impl World {
                 let pid = N_PID + self.daemons.len() as u32;
                 let machine = Daemon::successor(Config::new(pid, UID), true);
                 let place = self.start(machine, pid);
-                self.to_supervisor(Input::Done(Outcome::Spawned(Ok(pid))));
+                self.tell_supervisor(Input::Done(Outcome::Spawned(Ok(pid))));
                 self.connect(Peer::Successor, place, ConnId::SUPERVISOR);
-                return self.to_daemon(place, Input::Command(Command::Begin));
+                return self.tell_daemon(place, Input::Command(Command::Begin));
             }
             Effect::Spawn { successor: false } => panic!("nobody asked for a cold start"),
             Effect::Connect => {
@@ -393,7 +394,7 @@ impl World {
             Effect::Reap { pid } => Outcome::Reaped { pid },
             Effect::Journal(_) => Outcome::Journalled(Ok(())),
         };
-        self.to_supervisor(Input::Done(outcome));
+        self.tell_supervisor(Input::Done(outcome));
     }
 
     fn serve(&mut self, place: Place, effect: daemon::Effect) {
@@ -445,7 +446,7 @@ impl World {
                             shards_total: 3,
                             last_revision: 7,
                         };
-                        self.to_daemon(place, Input::Command(progress));
+                        self.tell_daemon(place, Input::Command(progress));
                         Outcome::Sealed(Ok(SealReport {
                             revisions: vec![7; 3],
                             fingerprint: [1; 32],
@@ -455,7 +456,7 @@ impl World {
                 }
             }
         };
-        self.to_daemon(place, Input::Done(outcome));
+        self.tell_daemon(place, Input::Done(outcome));
     }
 
     /// I5: exactly this one serves, holds the lock and answers on the control path.
@@ -771,6 +772,7 @@ fn the_supervisor_speaks_the_version_it_chose() {
     let mut s = Bytes::new(Supervisor::new(config));
     let spec = Spec::default();
     s.input(Input::Command(Command::Handoff { id: ID, spec }));
+    s.done(Outcome::Journalled(Ok(())));
     s.done(Outcome::Probed(Probed::Answered { pid: O_PID }));
     s.done(Outcome::Spawned(Ok(S_PID)));
     s.opens(Peer::Successor);

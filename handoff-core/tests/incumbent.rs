@@ -365,6 +365,26 @@ fn it_ends_a_successor_that_neither_serves_nor_lets_go() {
     o.expect([resumed_event()]);
 }
 
+/// R2, R3: nor before the successor could serve by itself: one that is ready takes over when its own
+/// supervisor has been silent for 5 s, or 10 s after Ready; the deadline alone does not tell.
+#[test]
+fn it_ends_nobody_before_the_successor_could_serve_by_itself() {
+    let mut o = O::sealed();
+    o.passes_with_beats_of(S, DEADLINE - 1.s());
+    o.loses(S);
+    let lost = o.now;
+    let mut first = None;
+    while first.is_none() && o.now < lost + 60.s() {
+        o.done(lock_held());
+        o.done(nobody());
+        if o.take().contains(&signal(Signal::Term)) {
+            first = Some(o.now.saturating_since(lost).as_secs());
+        }
+        o.passes(500.ms());
+    }
+    assert!((15..=25).contains(&first.unwrap_or_default()), "{first:?}");
+}
+
 /// R2: before the deadline nobody is ended.
 #[test]
 fn it_ends_nobody_before_the_deadline() {
@@ -481,6 +501,45 @@ fn a_commit_without_a_seal_is_a_violation() {
     o.expect([refused(S, unexpected("Commit", state), state), close(S)]);
     o.done(locked());
     o.expect([hook(Hook::Resume), claim_path()]);
+}
+
+/// At most one effect of a kind is in flight, so that its completion is known: a second signal waits for
+/// the first, and a second handoff's watch for the first one's.
+#[test]
+fn a_signal_waits_for_the_one_before_it() {
+    let mut o = abandoned_beyond_the_deadline();
+    o.done(nobody());
+    o.expect([signal(Signal::Term)]);
+    for _ in 0..10 {
+        o.passes(1.s());
+        o.done(lock_held());
+        o.done(nobody());
+    }
+    o.expect_without(|output| *output == signal(Signal::Kill));
+    o.done(Outcome::Signalled(Ok(())));
+    o.passes(5.s());
+    o.expect_among(signal(Signal::Kill));
+}
+
+/// The same of the watch on the successor.
+#[test]
+fn a_watch_waits_for_the_one_before_it() {
+    let watch = os(OsEffect::WatchSuccessor { pid: N_PID });
+    let mut o = O::serving();
+    o.connects(S);
+    o.hears(S, prepare(DEADLINE, GRACE));
+    o.expect_among(watch.clone());
+    o.loses(S);
+    o.done(drain_ok());
+    o.done(resumed());
+    o.done(claimed());
+    let _ = o.take();
+    o.opens(T);
+    o.hears(T, ack_of(OTHER));
+    o.hears(T, prepare_of(OTHER, DEADLINE, GRACE));
+    o.expect_without(|output| *output == watch);
+    o.done(Outcome::Watched(Ok(())));
+    o.expect([watch]);
 }
 
 // R4: what the supervisor is told of a resume.
@@ -1450,7 +1509,8 @@ fn expect_only_a_refusal(o: &mut O, name: &str) {
 /// back what it gave up.
 #[test]
 fn an_unexpected_message_on_the_handoffs_connection_ends_the_handoff() {
-    let expected: [(fn() -> O, &[&str]); 6] = [
+    type Stage = fn() -> O;
+    let expected: [(Stage, &[&str]); 6] = [
         (O::draining, &["Heartbeat", "Abort", "ResumeAfterAbort"]),
         (O::drained, &["Heartbeat", "Abort", "ResumeAfterAbort", "SealRequest"]),
         (O::sealing, &["Heartbeat", "Abort", "ResumeAfterAbort"]),
@@ -1580,6 +1640,23 @@ fn a_stop_during_a_handoff_waits_for_the_resume() {
     o.done(claimed());
     o.done(resumed());
     o.expect([resumed_event(), drain(30.s()), close(S)]);
+}
+
+/// R8, R11: nor is the lock let go on the way out while the path is being claimed.
+#[test]
+fn a_stop_waits_for_a_claim_of_the_path() {
+    let mut o = claiming_while_serving();
+    o.asks(Command::Stop);
+    let mut early = o.clone();
+    early.done(drain_ok());
+    early.done(sealed(&[]));
+    early.expect_without(|output| *output == release_lock());
+    o.done(claimed());
+    o.done(drain_ok());
+    o.done(sealed(&[]));
+    o.expect_among(release_lock());
+    o.done(released());
+    o.expect_among(ended(Ended::Stopped));
 }
 
 /// A stop without the lock: there is nothing to give back, whether or not the lock is being tried.

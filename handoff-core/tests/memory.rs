@@ -1,4 +1,5 @@
 //! What the wire costs, counted by the allocator (W2). A file of its own, for the allocator's sake.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
 use allocation_counter::{AllocationInfo, measure};
 use handoff_core::wire::{Decoder, FRAME_CAP, encode};

@@ -695,7 +695,8 @@ fn a_wrong_id_is_a_violation() {
 /// Begin it goes on, after Ready it is the incumbent.
 #[test]
 fn an_unexpected_message_closes_the_connection() {
-    let stages: [(fn() -> N, &[&str]); 6] = [
+    type Stage = fn() -> N;
+    let stages: [(Stage, &[&str]); 6] = [
         (N::warming, &[]),
         (N::greeted, &["HelloAck"]),
         (N::acked, &["Begin", "Abort", "Heartbeat"]),
@@ -825,6 +826,20 @@ fn a_stop_gives_up_what_was_reached() {
     n.expect([drain(30.s()), hook(Hook::Seal), release_lock(), close(UP), ended(Ended::Stopped)]);
     let mut n = N::cold();
     n.asks(Command::Stop);
+    n.expect([ended(Ended::Stopped)]);
+}
+
+/// R8, R11: the lock is not let go while the path is being claimed: from then on it may be another's.
+#[test]
+fn a_stop_waits_for_a_claim_of_the_path() {
+    let mut n = N::claiming();
+    n.asks(Command::Stop);
+    n.expect_without(|output| *output == release_lock());
+    n.done(claimed());
+    n.done(drain_ok());
+    n.done(sealed(&[]));
+    n.expect_among(release_lock());
+    n.done(released());
     n.expect([ended(Ended::Stopped)]);
 }
 

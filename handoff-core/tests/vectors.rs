@@ -1,4 +1,5 @@
 //! The frames that an independent implementation wrote, byte for byte, both ways (W2, W3).
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
 use handoff_core::wire::{Decoder, Frame, encode};
 use handoff_core::{

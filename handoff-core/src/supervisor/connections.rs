@@ -61,7 +61,9 @@ impl Supervisor {
         why: Option<(Reason, String)>,
         out: &mut Out,
     ) {
-        let hung = now + self.config.timing.hung;
+        // Silence is worse a sign than an end: who has closed may be opening its data by itself (R3).
+        let timing = self.config.timing;
+        let patience = if why.is_some() { timing.hung } else { timing.unanswered };
         let Some(swap) = self.swap() else { return };
         let (at, promoted) = (swap.at, swap.promoted);
         match (peer, at) {
@@ -79,7 +81,9 @@ impl Supervisor {
                 self.fail(now, reason, detail, out);
             }
             // After Begin a successor goes on by itself (R3); the control path tells.
-            (Peer::Successor, At::Opening) if promoted => self.timers.set(Timer::Hung, hung),
+            (Peer::Successor, At::Opening) if promoted => {
+                self.timers.set(Timer::Hung, now + patience);
+            }
             (
                 Peer::Successor,
                 At::Warming

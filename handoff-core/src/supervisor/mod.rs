@@ -289,12 +289,14 @@ impl Supervisor {
     }
 
     fn journalled(&mut self, now: Instant, result: Result<(), String>, out: &mut Out) {
-        let Some(entry) = self.journal.writing.take() else {
-            return;
-        };
+        let Some(entry) = self.journal.writing.take() else { return };
+        // A late entry of an earlier handoff says nothing about this one.
+        let current = self.swap().is_some_and(|swap| swap.id == entry.id);
         let failure = match result {
             Ok(()) => {
-                self.journal.written = Some(entry.step);
+                if current {
+                    self.journal.written = Some(entry.step);
+                }
                 None
             }
             Err(error) => {
@@ -309,7 +311,7 @@ impl Supervisor {
         let before_seal = self.at().is_some_and(|at| at <= At::Drained);
         match failure {
             // Only before Seal may the journal stop a handoff.
-            Some(error) if before_seal && entry.step != Step::Idle => {
+            Some(error) if before_seal && current => {
                 self.fail(now, Reason::IoError, format!("the journal: {error}"), out);
             }
             Some(_) | None => self.step_if_journalled(now, out),
@@ -319,6 +321,7 @@ impl Supervisor {
     fn step_if_journalled(&mut self, now: Instant, out: &mut Out) {
         let written = self.journal.written;
         match self.at() {
+            Some(At::Probing) if written == Some(Step::Warm) => self.spawn(out),
             Some(At::Preparing) if written == Some(Step::Prepare) => self.prepare(now, out),
             Some(At::Drained) if written == Some(Step::Seal) => self.request_seal(out),
             _ => {}
@@ -347,6 +350,16 @@ impl Supervisor {
         self.journal(Step::Warm, out);
         out.push(Output::Event(Event::Phase(Phase::Warm)));
         self.want_probe(out);
+    }
+
+    /// Once the incumbent was found and the journal says so.
+    fn spawn(&mut self, out: &mut Out) {
+        if let Some(swap) = self.swap()
+            && swap.incumbent.pid.is_some()
+        {
+            swap.at = At::Spawning;
+            out.push(Output::Do(Effect::Spawn { successor: true }));
+        }
     }
 
     fn hello(&mut self, now: Instant, from: Peer, message: Message, out: &mut Out) {
@@ -451,7 +464,7 @@ impl Supervisor {
     }
 
     fn begin(&mut self, now: Instant, out: &mut Out) {
-        let hung = now + self.config.timing.hung;
+        let patience = now + self.config.timing.unanswered;
         self.timers.retain(|timer| !matches!(timer, Timer::Hung | Timer::EndGrace));
         let Some(swap) = self.swap() else { return };
         swap.at = At::Opening;
@@ -462,7 +475,7 @@ impl Supervisor {
         }
         if swap.promoted {
             if swap.successor.link == Link::Closed {
-                self.timers.set(Timer::Hung, hung);
+                self.timers.set(Timer::Hung, patience);
             }
             self.recheck_later(now);
         }
@@ -568,10 +581,10 @@ impl Supervisor {
         let at = swap.at;
         // Where wrappers are allowed, the one that was started may leave the stage to its child.
         let successor = swap.successor.pid.or(swap.successor.leader.filter(|_| !wrappers));
-        let peer = if swap.incumbent.pid == Some(pid) {
-            Peer::Incumbent
-        } else if successor == Some(pid) {
+        let peer = if successor == Some(pid) {
             Peer::Successor
+        } else if swap.incumbent.pid == Some(pid) {
+            Peer::Incumbent
         } else {
             return;
         };
@@ -713,8 +726,7 @@ impl Supervisor {
         match (swap.at, who) {
             (At::Probing, Some(pid)) => {
                 swap.incumbent.pid = Some(pid);
-                swap.at = At::Spawning;
-                out.push(Output::Do(Effect::Spawn { successor: true }));
+                self.step_if_journalled(now, out);
             }
             (At::Probing, None) => {
                 let detail = "nobody answers on the control path".to_string();
