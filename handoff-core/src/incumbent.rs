@@ -91,8 +91,8 @@ enum Step {
     Sealed,
     /// The lock is being taken back.
     Reclaiming(Reclaiming),
-    /// Commit was read while the lock was being tried. Where it is had all the same, the successor
-    /// is gone, and this process serves on.
+    /// Commit was read, and the lock is tried once: it is the successor's, or else the successor is
+    /// gone, the verdict came too late, and this process serves on.
     Yielding,
     /// The lock is held; the resume hook runs and the control path is claimed. `hang_up` where
     /// closing the connection is the answer that the supervisor waits for.
@@ -346,7 +346,7 @@ impl Incumbent {
                     out.push(hook(Hook::Seal));
                 }
             }
-            Message::Commit { .. } => self.commit(now, from, id, unexpected, out),
+            Message::Commit { .. } => self.commit(now, from, unexpected, out),
             Message::Abort { .. } => self.aborted(now, from, false, out),
             Message::ResumeAfterAbort { .. } => self.aborted(now, from, true, out),
             Message::Hello { .. }
@@ -444,14 +444,7 @@ impl Incumbent {
         }
     }
 
-    fn commit(
-        &mut self,
-        now: Instant,
-        from: ConnId,
-        id: HandoffId,
-        unexpected: Violation,
-        out: &mut Out,
-    ) {
+    fn commit(&mut self, now: Instant, from: ConnId, unexpected: Violation, out: &mut Out) {
         let trying = match &self.state {
             State::Handoff(h) if h.conn == Some(from) && !h.aborted => match &h.step {
                 Step::Sealed => Some(false),
@@ -463,17 +456,16 @@ impl Incumbent {
                 | Step::Yielding
                 | Step::Resuming { .. } => None,
             },
-            _ => None,
+            State::Serving | State::Handoff(_) | State::Retiring(_) | State::Ended => None,
         };
-        match trying {
+        let (State::Handoff(handoff), Some(trying)) = (&mut self.state, trying) else {
             // It holds the lock, or was told that the handoff is off: it goes on serving (C2).
-            None => self.refuse(now, from, unexpected, out),
-            Some(true) => {
-                if let State::Handoff(handoff) = &mut self.state {
-                    handoff.step = Step::Yielding;
-                }
-            }
-            Some(false) => self.end(Ended::Committed { id }, out),
+            return self.refuse(now, from, unexpected, out);
+        };
+        handoff.step = Step::Yielding;
+        self.timers.clear(Timer::RetryLock);
+        if !trying {
+            out.push(os(OsEffect::TakeLock));
         }
     }
 
@@ -725,6 +717,11 @@ impl Incumbent {
                 out.push(Output::Event(Event::SuccessorNotEnded(reason)));
             }
             (Step::Yielding, Outcome::Lock(Ok(()))) => self.resume(true, out),
+            (Step::Yielding, Outcome::Lock(Err(failure))) if handoff.aborted => {
+                let reclaiming = Reclaiming { last: Some(failure), ..Reclaiming::default() };
+                handoff.step = Step::Reclaiming(reclaiming);
+                self.retry_lock_later(now);
+            }
             (Step::Yielding, Outcome::Lock(Err(_))) => self.end(Ended::Committed { id }, out),
             (Step::Resuming { open, .. }, Outcome::Resumed(Ok(()))) => {
                 *open = true;

@@ -33,7 +33,8 @@ fn crashed(output: &Output) -> bool {
 
 // The good path.
 
-/// C2: drain, Drained, seal, the lock released, and only then SealComplete; Commit ends it with 0.
+/// C2: drain, Drained, seal, the lock released, and only then SealComplete; Commit ends it with 0, once
+/// the lock is seen to be another's.
 #[test]
 fn the_good_path() {
     let mut o = O::serving();
@@ -60,6 +61,8 @@ fn the_good_path() {
     o.done(released());
     o.expect([event(Event::Sealed { id: ID }), send(S, seal_complete(&[4, 9]))]);
     o.hears(S, commit());
+    o.expect([take_lock()]);
+    o.done(lock_held());
     o.expect([close(S), committed()]);
     assert_eq!(Ended::Committed { id: ID }.exit_code(), 0);
     assert!(!o.machine.answers());
@@ -172,6 +175,8 @@ fn after_seal_the_deadline_takes_the_lock_back_on_an_open_connection() {
     o.done(lock_held());
     o.quiet();
     o.hears(S, commit());
+    o.expect([take_lock()]);
+    o.done(lock_held());
     o.expect([close(S), committed()]);
 }
 
@@ -466,6 +471,20 @@ fn a_lock_that_is_had_after_a_commit_is_put_to_use() {
     o.quiet();
     o.done(locked());
     o.expect_among(hook(Hook::Resume));
+}
+
+/// I5, C2 as amended: a Commit whose successor is gone, and has left the lock behind, is not obeyed.
+#[test]
+fn a_commit_of_a_successor_that_is_gone_is_not_obeyed() {
+    let mut o = O::sealed();
+    o.hears(S, commit());
+    o.expect([take_lock()]);
+    o.done(locked());
+    o.expect([hook(Hook::Resume), claim_path()]);
+    o.done(claimed());
+    o.done(resumed());
+    o.expect([resumed_event(), close(S)]);
+    assert_eq!(o.machine.state_name(), "serving");
 }
 
 /// C2: a Commit that is read when the lock is held again is a violation, and it goes on serving.
@@ -991,6 +1010,19 @@ fn the_path_is_not_claimed_without_the_lock() {
     o.expect_without(|output| *output == claim_path());
 }
 
+/// The same of a claim that has failed, and waits to be tried again when the lock is let go.
+#[test]
+fn the_path_is_not_claimed_again_without_the_lock() {
+    let mut o = claiming_while_serving();
+    o.done(Outcome::Claimed(Err("no space".into())));
+    seals_again(&mut o);
+    o.done(released());
+    let outputs = o.take();
+    assert!(outputs.contains(&event(Event::Sealed { id: OTHER })), "{outputs:?}");
+    o.passes(10.s());
+    o.expect_without(|output| *output == claim_path());
+}
+
 /// R8, R11: nor is the lock let go while a claim is under way, for the same reason.
 #[test]
 fn the_lock_is_not_let_go_while_the_path_is_being_claimed() {
@@ -1096,6 +1128,8 @@ fn a_second_prepare_closes_only_its_own_connection() {
     o.hears(T, prepare_of(OTHER, DEADLINE, GRACE));
     let _ = o.take();
     o.hears(S, commit());
+    o.expect([take_lock()]);
+    o.done(lock_held());
     o.expect([close(S), committed()]);
 }
 
@@ -1198,6 +1232,8 @@ fn connections_that_wait_for_hello_are_bounded() {
     o.opens(ConnId(33));
     o.expect([refused(ConnId(2), Violation::Crowded, "sealed"), close(ConnId(2))]);
     o.hears(S, commit());
+    o.expect([take_lock()]);
+    o.done(lock_held());
     o.expect_among(committed());
 }
 
@@ -1271,6 +1307,8 @@ fn a_committed_incumbent_greets_nobody() {
     let mut o = O::sealed();
     o.opens(T);
     o.hears(S, commit());
+    o.expect([take_lock()]);
+    o.done(lock_held());
     o.expect([close(S), close(T), committed()]);
     o.opens(ConnId(3));
     o.expect([close(ConnId(3))]);
@@ -1446,6 +1484,8 @@ fn what_has_arrived_comes_before_an_expired_timer() {
     o.sleeps(DEADLINE);
     o.hears(S, commit());
     o.tick();
+    o.expect([take_lock()]);
+    o.done(lock_held());
     o.expect([close(S), committed()]);
 }
 

@@ -450,6 +450,20 @@ fn nobody_that_answers_is_unknown() {
     assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::Unhealthy), None));
 }
 
+/// R4: an answer of one that has ended since proves nothing.
+#[test]
+fn an_answer_of_one_that_has_ended_is_no_rollback() {
+    let mut s = setup().confirming();
+    let stamp = s.asked();
+    s.done(exited(O_PID));
+    s.hears(O, heartbeat(stamp));
+    s.loses(O);
+    s.expect_without(|output| matches!(output, Output::Event(Event::Finished(_))));
+    s.done(nobody());
+    s.done(nobody());
+    assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::Unhealthy), None));
+}
+
 /// R4: no ResumeAfterAbort and no Abort after SealFailed: the incumbent has resumed by itself, which a
 /// probe tells.
 #[test]
@@ -804,6 +818,31 @@ fn ending_a_hung_incumbent_does_not_end_its_successor() {
     s.expect_without(|output| is_signal(output) || *output == close(N));
 }
 
+/// R5, R17: once it was told to end, its answer comes too late: it ends, and the successor must not.
+#[test]
+fn a_hung_incumbent_that_was_told_to_end_answers_too_late() {
+    let mut s = setup().sealing();
+    s.asks(Command::Abort);
+    let stamp = s.asked();
+    s.passes(2.s());
+    while !s.take().contains(&term(O_PID)) {
+        s.done(held_by(O_PID));
+        s.passes(10.ms());
+        s.hears(N, heartbeat(7));
+        s.hears_a_byte(O);
+        s.done(nobody());
+        assert!(s.now.since_origin() < 100.s(), "a hung incumbent is asked to end");
+    }
+    s.hears(O, heartbeat(stamp));
+    s.passes(10.ms());
+    s.done(answered(O_PID));
+    s.expect_without(|output| *output == term(N_PID));
+    // Where it may not be ended, it counts again.
+    s.done(Outcome::Signalled(Err("not permitted".into())));
+    s.hears(O, heartbeat(stamp));
+    s.expect_among(term(N_PID));
+}
+
 /// R5: an operator may turn the promotion off: then the successor is ended, and the outcome is unknown.
 #[test]
 fn without_promotion_the_successor_is_ended() {
@@ -984,6 +1023,20 @@ fn without_an_incumbent_a_bad_ready_is_left_to_serve() {
         assert_eq!(trouble_of(&report), Some(reason));
         assert!(report.ready.is_some());
     }
+}
+
+/// R6: the same where it ended while the lock was looked at.
+#[test]
+fn an_incumbent_that_ends_while_ready_is_checked_is_gone() {
+    let mut s = setup().opening();
+    s.hears(N, ready(false, &[4, 9]));
+    s.done(exited(O_PID));
+    s.loses(O);
+    s.done(held_by(N_PID));
+    s.expect_without(is_signal);
+    s.done(answered(N_PID));
+    let expected = (Verdict::Committed, Some(Reason::Unhealthy), Some(N_PID));
+    assert_eq!(s.verdict(), expected);
 }
 
 // R9: the journal.
@@ -1168,11 +1221,26 @@ fn after_ten_seconds_without_the_path_it_is_unknown() {
     assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::IoError), None));
 }
 
-/// R16: a successor that ends after Commit leaves nobody who is known to serve.
+/// R4, R16: a successor that ends after Commit: the incumbent is told, and serves where it has not obeyed.
 #[test]
-fn a_successor_that_ends_after_commit_is_unknown() {
+fn a_successor_that_ends_after_commit_is_rolled_back() {
     let mut s = setup().committing();
     s.done(exited(N_PID));
+    s.done(reaped());
+    s.answers_alive();
+    assert_eq!(s.verdict(), (Verdict::RolledBack, Some(Reason::SuccessorExited), Some(O_PID)));
+}
+
+/// R16: where the incumbent has ended on that Commit, nobody is known to serve.
+#[test]
+fn a_successor_that_ends_after_an_obeyed_commit_is_unknown() {
+    let mut s = setup().committing();
+    s.done(exited(O_PID));
+    s.loses(O);
+    s.done(exited(N_PID));
+    s.done(reaped());
+    s.done(nobody());
+    s.done(nobody());
     assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::SuccessorExited), None));
 }
 
@@ -1483,6 +1551,26 @@ fn messages_that_cross_a_failure_are_no_violation() {
     let mut s = setup().asking();
     s.hears(N, ready(true, &[4, 9]));
     s.expect_without(|output| *output == close(N));
+}
+
+/// W7: so may the late words of an incumbent that counts as gone; but no word of a successor comes
+/// before its turn.
+#[test]
+fn the_late_words_of_an_incumbent_that_counts_as_gone_are_no_violation() {
+    let mut s = setup().sealing();
+    s.asks(Command::Abort);
+    s.asked();
+    s.passes(2.s());
+    s.done(lock_free());
+    s.expect_among(send(N, begin()));
+    for message in [seal_progress(1), seal_complete(&[4, 9])] {
+        s.hears(O, message);
+        s.expect_without(|output| *output == close(O));
+    }
+    let mut s = setup().promoting();
+    s.hears(N, ready(true, &[]));
+    let wrong = Violation::Unexpected { message: "Ready", state: "awaiting the lock" };
+    s.expect_among(refused(N, wrong, "awaiting the lock"));
 }
 
 /// Connections that nobody asked for are closed.

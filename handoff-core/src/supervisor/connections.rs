@@ -4,7 +4,10 @@ use super::*;
 
 impl Supervisor {
     pub(super) fn opened(&mut self, peer: Peer, cred: Credentials, out: &mut Out) {
-        let wanted = peer == Peer::Successor || self.connect == Flight::Out;
+        let wanted = match peer {
+            Peer::Successor => true,
+            Peer::Incumbent => self.connect == Flight::Out && self.at() == Some(At::Connecting),
+        };
         match self.swap().map(|swap| swap.link(peer)) {
             Some(link) if wanted && *link == Link::None => *link = Link::Opened(cred),
             _ => out.push(Output::Close { peer }),

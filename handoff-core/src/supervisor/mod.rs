@@ -404,6 +404,8 @@ impl Supervisor {
         let ack = Message::HelloAck { proto_version_chosen: chosen, handoff_id: swap.id };
         match from {
             Peer::Incumbent => {
+                // Who answered the probe may have ended since; this is another.
+                swap.incumbent.exited &= swap.incumbent.pid == Some(pid);
                 swap.incumbent.pid = Some(pid);
                 swap.incumbent.link = Link::Acked;
                 swap.incumbent.steady = steady;
@@ -628,16 +630,18 @@ impl Supervisor {
                 let detail = format!("the successor ended: {status}");
                 match at {
                     At::Asking | At::Promoting => self.end_successor(now, out),
+                    // The incumbent may not have read Commit, or not have obeyed it.
+                    At::Committing => {
+                        let reason = Reason::SuccessorExited;
+                        swap.trouble = Some(Trouble { reason, detail });
+                        self.end_successor(now, out);
+                    }
                     At::Opening | At::Verifying if swap.promoted => {
                         let reason = Reason::SuccessorExited;
                         swap.trouble = Some(Trouble { reason, detail });
                         self.end_successor(now, out);
                     }
-                    At::Committing => {
-                        let reason = Reason::SuccessorExited;
-                        swap.trouble = Some(Trouble { reason, detail });
-                        self.finish(Verdict::Unknown, None, out);
-                    }
+
                     At::Ending | At::Confirming => {
                         // The end of its connection was seen first, and this is why.
                         if swap.trouble_is(Reason::SuccessorExited) {
@@ -748,6 +752,10 @@ impl Supervisor {
             }
             // It was asked before it ended.
             (At::Confirming, Some(pid)) if Some(pid) == incumbent && gone => self.want_probe(out),
+            // It answers still, and is about to end.
+            (At::Confirming, Some(pid)) if Some(pid) == incumbent && swap.doomed => {
+                self.recheck_later(now);
+            }
             (At::Committing, Some(pid)) if Some(pid) == successor => {
                 self.finish(Verdict::Committed, Some(pid), out);
             }

@@ -1,0 +1,57 @@
+//! A closed system of the production machines, and what checks it.
+//!
+//! [`World`] holds one supervisor, the daemons it has started, their connections, the lock, the control
+//! path and time. The machines in it are those of `handoff-core`, unchanged: the world carries out what
+//! they ask for, tells them what came of it, and lets things go wrong where its [`Rules`] allow that.
+//! The oracle, [`World::violation`], knows the invariants I1 to I6 and nothing of the conversation.
+//!
+//! # Driving it
+//!
+//! A world is plain data. [`World::choices`] lists what can happen next, [`World::step`] lets it
+//! happen, and a list of choices is a run that can be replayed:
+//!
+//! ```
+//! use conformance::world::{Kind, Rules, World};
+//!
+//! let mut world = World::settled(Rules::HANDOFF);
+//! let old = world.serving();
+//! // Everything that has to be done, and a handoff where one may be asked for.
+//! while let Some(&choice) = world.choices().first() {
+//!     assert_ne!(world.kind(choice), Kind::Fault);
+//!     world.step(choice, &mut |line| println!("{line:?}"));
+//!     assert_eq!(world.violation(), None);
+//! }
+//! assert!(world.serving() > old);
+//! ```
+//!
+//! Who listens to a step is told every input and output of every machine; [`transcript`] makes text of
+//! them. There is no clock and no randomness in it, and all of a world counts as its state.
+//!
+//! # What drives it
+//!
+//! - [`explore`](explore::explore) looks at every state there is, and tells whether each of them leads
+//!   to rest: that is what "never nobody serving" means for a graph.
+//! - [`Handoffs`](model::Handoffs) is the same graph as a [`stateright::Model`], for its checkers.
+//! - [`walk`](walk::walk) goes at random, from a seed, deeper than a whole graph can be looked at.
+//! - `cargo run --release -p conformance --example explore -- faults=1 any` searches by hand, and
+//!   prints a shortest run to whatever is wrong.
+//!
+//! # What it does not know
+//!
+//! Programs write nothing, so I3 is checked as what it rests on: data is open only under the lock, it
+//! is sealed before the lock is let go, and nobody serves but the one that holds it. Listeners are not
+//! modelled either (I4); whoever serves accepts. Both are for the tests with real processes. Frames are
+//! whole: what their bytes may do to a decoder is for the fuzzer.
+//!
+//! [`World`]: world::World
+//! [`World::choices`]: world::World::choices
+//! [`World::step`]: world::World::step
+//! [`World::violation`]: world::World::violation
+//! [`Rules`]: world::Rules
+//! [`transcript`]: transcript::transcript
+
+pub mod explore;
+pub mod model;
+pub mod transcript;
+pub mod walk;
+pub mod world;

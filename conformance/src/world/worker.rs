@@ -1,0 +1,220 @@
+//! A daemon's host and its program.
+
+use std::collections::VecDeque;
+
+use handoff_core::daemon::{
+    self, DrainReport, Effect, Event, LockFailure, OsEffect, Readiness, SealFailure, SealReport,
+};
+use handoff_core::{Input, Machine, Message, Output};
+
+use super::process::Effort;
+use super::wire::Way;
+use super::{End, Job, Line, Listener, Luck, NOW, Pid, Sabotage, Violation, World};
+
+impl World {
+    pub(super) fn tell_daemon(&mut self, pid: Pid, input: daemon::Input, listen: Listener<'_>) {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            let Some(worker) = self.worker_mut(pid) else {
+                return;
+            };
+            listen(Line::DaemonIn(pid, &input, worker.machine.state_name()));
+            let mut outputs = Vec::new();
+            worker.machine.handle(NOW, input, &mut outputs);
+            for output in outputs {
+                listen(Line::DaemonOut(pid, &output));
+                let done = self.daemon_output(pid, output, listen);
+                inputs.extend(done.map(Input::Done));
+            }
+        }
+    }
+
+    /// Carries out an output; gives the completion of an effect that is done at once.
+    pub(super) fn daemon_output(
+        &mut self,
+        pid: Pid,
+        output: daemon::Output,
+        listen: Listener<'_>,
+    ) -> Option<daemon::Outcome> {
+        match output {
+            Output::Send { to, message } => self.reply(pid, to, message, Way::Send),
+            Output::Beat { to, ts_ms } => {
+                self.reply(pid, to, Message::Heartbeat { ts_ms }, Way::Beat);
+            }
+            Output::Answer { to, ts_ms } => {
+                self.reply(pid, to, Message::Heartbeat { ts_ms }, Way::Answer);
+            }
+            Output::Do(effect) => return self.daemon_effect(pid, effect, listen),
+            Output::Cancel => {
+                if let Some(worker) = self.worker_mut(pid) {
+                    worker.cancelled = true;
+                    if worker.effort != Effort::Hangs {
+                        worker.effort = Effort::BRISK;
+                    }
+                    if worker.jobs.hook().is_none() {
+                        self.broke(Violation::CancelledNothing { pid });
+                    }
+                }
+            }
+            Output::Close { peer } => {
+                if let Some(wire) = self.wire_of(pid, peer) {
+                    wire.close(End::Daemon);
+                }
+            }
+            Output::Event(event) => {
+                let worker = self.worker_mut(pid)?;
+                match event {
+                    Event::HandoffBegun { .. } => worker.ran = [0; 3],
+                    Event::Ended(ended) => {
+                        worker.ended = Some(ended.exit_code());
+                        self.check_end(pid, &ended);
+                    }
+                    Event::PeerRefused { violation, .. } => self.accused(pid, violation),
+                    Event::Incumbent
+                    | Event::HandoffOff { .. }
+                    | Event::Sealed { .. }
+                    | Event::Resumed { .. }
+                    | Event::HookFailed { .. }
+                    | Event::LockRefused(_)
+                    | Event::PathFailed(_)
+                    | Event::SuccessorNotEnded(_) => {}
+                }
+            }
+        }
+        None
+    }
+
+    pub(super) fn daemon_effect(
+        &mut self,
+        pid: Pid,
+        effect: Effect,
+        listen: Listener<'_>,
+    ) -> Option<daemon::Outcome> {
+        let job = match effect {
+            Effect::Hook(hook) => Job::of_hook(&hook),
+            Effect::Os(OsEffect::TakeLock) => Job::TakeLock,
+            Effect::Os(OsEffect::ReleaseLock) => Job::ReleaseLock,
+            Effect::Os(OsEffect::ClaimPath) => Job::ClaimPath,
+            Effect::Os(OsEffect::Probe) => Job::Probe,
+            // Its own directory entry: nobody else sees it.
+            Effect::Os(OsEffect::StagePath) => return Some(daemon::Outcome::Staged(Ok(()))),
+            Effect::Os(OsEffect::WatchSuccessor { pid: successor }) => {
+                if let Some(worker) = self.worker_mut(pid) {
+                    worker.successor = Some(successor);
+                }
+                return Some(daemon::Outcome::Watched(Ok(())));
+            }
+            Effect::Os(OsEffect::SignalSuccessor(signal)) => {
+                let successor = self.worker(pid).and_then(|worker| worker.successor);
+                if let Some(successor) = successor {
+                    self.signal(successor, signal, listen);
+                }
+                return Some(daemon::Outcome::Signalled(Ok(())));
+            }
+        };
+        self.check_asked(pid, job);
+        let worker = self.worker_mut(pid)?;
+        worker.begun |= job == Job::TakeLock;
+        if job.is_hook() {
+            worker.cancelled = false;
+            worker.effort = Effort::BRISK;
+        }
+        if !worker.jobs.add(job) {
+            self.broke(Violation::AskedTwice { pid, job });
+        }
+        match (self.rules.sabotage, job) {
+            (Some(Sabotage::ReleasedWhenAsked), Job::ReleaseLock) => {
+                return Some(daemon::Outcome::Released(Ok(())));
+            }
+            (Some(Sabotage::ReleasedBeforeSeal), Job::Seal) => self.lock = None,
+            _ => {}
+        }
+        None
+    }
+
+    pub(super) fn daemon_job(&mut self, pid: Pid, job: Job, luck: Luck) -> Option<daemon::Outcome> {
+        let failed = || String::from("bad luck");
+        Some(match (job, luck) {
+            (Job::TakeLock, Luck::Bad) => {
+                daemon::Outcome::Lock(Err(LockFailure::Shortage(failed())))
+            }
+            (Job::TakeLock, Luck::Good) => daemon::Outcome::Lock(match self.lock {
+                Some(holder) if self.rules.sabotage == Some(Sabotage::LockedRegardless) => {
+                    debug_assert_ne!(holder, pid);
+                    Ok(())
+                }
+                Some(holder) => {
+                    if holder == pid {
+                        self.broke(Violation::AskedTwice { pid, job });
+                    }
+                    Err(LockFailure::Held { holder: Some(holder) })
+                }
+                None => {
+                    self.lock = Some(pid);
+                    Ok(())
+                }
+            }),
+            (Job::ReleaseLock, _) => {
+                if self.lock == Some(pid) {
+                    self.lock = None;
+                } else {
+                    self.broke(Violation::ReleasedUnheld { pid });
+                }
+                daemon::Outcome::Released(Ok(()))
+            }
+            (Job::ClaimPath, Luck::Bad) => daemon::Outcome::Claimed(Err(failed())),
+            (Job::ClaimPath, Luck::Good) => {
+                if self.lock != Some(pid) {
+                    self.broke(Violation::ClaimedUnheld { pid });
+                }
+                self.path = Some(pid);
+                daemon::Outcome::Claimed(Ok(()))
+            }
+            (Job::Probe, _) => daemon::Outcome::Probed(self.probe(pid)),
+            (job, luck) => {
+                let worker = self.worker_mut(pid)?;
+                match (job, luck) {
+                    (Job::Open, Luck::Bad) => {
+                        worker.fails = true;
+                        daemon::Outcome::Opened(Err(failed()))
+                    }
+                    (Job::Open, Luck::Good) => {
+                        worker.open = true;
+                        worker.accepting = true;
+                        daemon::Outcome::Opened(Ok(Readiness {
+                            listening_on: Vec::new(),
+                            healthz_ok: true,
+                            revisions: vec![1],
+                        }))
+                    }
+                    (Job::Drain, luck) => {
+                        worker.accepting = false;
+                        daemon::Outcome::Drained(match luck {
+                            Luck::Good => {
+                                Ok(DrainReport { open_conns_remaining: 0, accept_closed: true })
+                            }
+                            Luck::Bad => Err(failed()),
+                        })
+                    }
+                    (Job::Seal, Luck::Bad) => daemon::Outcome::Sealed(Err(SealFailure {
+                        error: failed(),
+                        partial_state: String::new(),
+                    })),
+                    (Job::Seal, Luck::Good) => {
+                        worker.open = false;
+                        daemon::Outcome::Sealed(Ok(SealReport {
+                            revisions: vec![1],
+                            fingerprint: [0; 32],
+                        }))
+                    }
+                    (Job::Resume, _) => {
+                        worker.open = true;
+                        worker.accepting = true;
+                        daemon::Outcome::Resumed(Ok(()))
+                    }
+                    _ => return None,
+                }
+            }
+        })
+    }
+}

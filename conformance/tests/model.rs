@@ -1,0 +1,161 @@
+//! Every run of one handoff: undisturbed, and with any one fault at any step.
+//!
+//! The counts are exact. They change with the machines, and a count that changes though the behaviour
+//! should not have is worth a look; `cargo run --release -p conformance --example explore` tells more.
+
+use conformance::explore::{Finding, Origin, explore};
+use conformance::model::Handoffs;
+use conformance::transcript::transcript;
+use conformance::world::{Job, Rules, Sabotage, Violation};
+use stateright::{Checker, Model};
+
+/// More than there are.
+const LIMIT: usize = 1_000_000;
+
+/// Searches twice, with stateright for what is never right, and with the own search also for rest.
+fn closes(origin: Origin, rules: Rules, states: usize) {
+    let explored = explore(origin, rules, LIMIT);
+    if let Some((finding, path)) = explored.findings.first() {
+        panic!("{finding:?}\n{}", transcript(&origin.world(rules), path));
+    }
+    assert!(explored.complete);
+    assert_eq!(explored.states, states);
+
+    let checker = Handoffs { origin, rules }.checker().threads(2).spawn_bfs().join();
+    checker.assert_properties();
+    assert_eq!(checker.unique_state_count(), states);
+}
+
+/// C2, I1 to I6: one handoff, undisturbed.
+#[test]
+fn one_handoff() {
+    closes(Origin::Settled, Rules::HANDOFF, 284);
+}
+
+/// The same from a cold start, in a world that takes its time (R8, R9).
+#[test]
+fn one_handoff_in_a_messy_world() {
+    closes(Origin::Cold, Rules::HANDOFF.messy(), 3_309);
+}
+
+/// R2 to R9, R14, R17: any process dies or stops at any step; a hook fails, hangs or takes too long; a
+/// connection breaks; the journal, a spawn, the lock or the control path fails; the operator aborts.
+#[test]
+fn one_fault() {
+    closes(Origin::Settled, Rules::faulty(1), 102_360);
+}
+
+/// The same in a messy world, where a supervisor that dies is started again (R10, R17).
+#[test]
+fn one_fault_in_a_messy_world() {
+    closes(Origin::Settled, Rules::faulty(1).messy(), 371_664);
+}
+
+/// R10: a process dies in the first of two handoffs, or in the second; whoever is to does come back.
+#[test]
+fn one_death_in_two_handoffs() {
+    let rules = Rules { handoffs: 2, faults: 1, crashes: true, ..Rules::HANDOFF };
+    closes(Origin::Settled, Rules { restarts: true, revives: true, ..rules }, 398_054);
+}
+
+/// Two of: a process dies, a connection breaks, the operator aborts. I1 to I3 and I6 hold, and where
+/// somebody can serve, somebody does.
+#[test]
+fn two_faults() {
+    let rules = Rules { faults: 2, crashes: true, breaks: true, aborts: true, ..Rules::HANDOFF };
+    closes(Origin::Settled, rules, 132_159);
+}
+
+// What the search would find: with a bug planted there is a run that shows it.
+
+/// Gives the first of what is found that `shows` it.
+fn bites(sabotage: Sabotage, rules: Rules, shows: impl Fn(&Violation) -> bool) {
+    let rules = Rules { sabotage: Some(sabotage), ..rules };
+    let explored = explore(Origin::Settled, rules, LIMIT);
+    let shown = explored.findings.iter().find_map(|(finding, path)| match finding {
+        Finding::Violation(violation) if shows(violation) => Some((violation, path)),
+        _ => None,
+    });
+    let (violation, path) = shown.unwrap_or_else(|| panic!("{:?}", explored.findings));
+    // A path is replayed by its choices alone, and comes to the same.
+    let mut world = Origin::Settled.world(rules);
+    for &choice in path {
+        assert!(world.choices().contains(&choice));
+        world.step(choice, &mut |_| {});
+    }
+    assert_eq!(world.violation().as_ref(), Some(violation));
+    // So does stateright.
+    let model = Handoffs { origin: Origin::Settled, rules };
+    assert!(model.checker().spawn_bfs().join().discovery("I1 to I6").is_some());
+}
+
+const ABORT: Rules = Rules { faults: 1, aborts: true, ..Rules::HANDOFF };
+const CRASH: Rules = Rules { faults: 1, crashes: true, ..Rules::HANDOFF };
+
+/// R8: an incumbent that resumes holds a lock which is being released behind its back.
+#[test]
+fn a_lock_that_counts_as_released_too_early() {
+    bites(Sabotage::ReleasedWhenAsked, CRASH, |violation| {
+        matches!(violation, Violation::AskedTwice { job: Job::TakeLock, .. })
+    });
+}
+
+/// I1, I2.
+#[test]
+fn a_lock_that_two_take() {
+    bites(Sabotage::LockedRegardless, CRASH, |it| matches!(it, Violation::NoLock { .. }));
+}
+
+/// I2, R7.
+#[test]
+fn a_lock_that_is_let_go_before_the_data_is_sealed() {
+    bites(Sabotage::ReleasedBeforeSeal, Rules::HANDOFF, |it| {
+        matches!(it, Violation::NoLock { .. })
+    });
+}
+
+/// R4, I6.
+#[test]
+fn a_successor_that_counts_as_reaped_too_early() {
+    bites(Sabotage::ReapedWhenAsked, ABORT, |it| matches!(it, Violation::LeftBehind { .. }));
+}
+
+/// R4.
+#[test]
+fn a_rollback_that_is_taken_for_granted() {
+    bites(Sabotage::ResumedWhenTold, CRASH, |it| matches!(it, Violation::Untrue { .. }));
+}
+
+/// R6: the incumbent is gone before the successor has opened anything.
+#[test]
+fn a_commit_before_the_successor_is_ready() {
+    bites(Sabotage::ReadyWhenBegun, CRASH, |it| matches!(it, Violation::NobodyLeft { .. }));
+}
+
+/// R5.
+#[test]
+fn a_supervisor_that_ends_the_last_process() {
+    bites(Sabotage::NeverPromotes, CRASH, |it| matches!(it, Violation::NobodyLeft { .. }));
+}
+
+/// C6.
+#[test]
+fn a_probe_that_is_answered_before_all_is_settled() {
+    bites(Sabotage::AnswersUnsettled, Rules::faulty(1), |it| {
+        matches!(it, Violation::Untrue { .. })
+    });
+}
+
+/// T5, R2: a lock is never tried again.
+#[test]
+fn daemons_without_a_clock() {
+    bites(Sabotage::TimelessDaemons, CRASH, |it| {
+        matches!(it, Violation::AtRest { serving: None, .. })
+    });
+}
+
+/// T5: a handoff never ends.
+#[test]
+fn a_supervisor_without_a_clock() {
+    bites(Sabotage::TimelessSupervisor, CRASH, |it| matches!(it, Violation::Trace));
+}
