@@ -350,7 +350,7 @@ pub fn lock_state(data_dir: &Path) -> LockState {
 ///
 /// It looks at what that process has open, where [`lock_state`] makes the kernel walk every lock of
 /// the machine, and stop the others for it: milliseconds. A lock that was taken through a descriptor
-/// beyond the first [`FDS`] is not seen.
+/// beyond the first 1024 is not seen.
 #[must_use]
 pub fn is_held_by(data_dir: &Path, pid: u32) -> bool {
     let Ok(file) = rustix::fs::lstat(data_dir.join(LOCK_FILE)) else { return false };
