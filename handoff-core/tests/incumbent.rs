@@ -487,6 +487,24 @@ fn a_commit_of_a_successor_that_is_gone_is_not_obeyed() {
     assert_eq!(o.machine.state_name(), "serving");
 }
 
+/// R2, R4, I5: an Abort behind that Commit says that the successor is gone and its processes are being
+/// ended: one of them may hold the lock a moment longer, so one refusal is not the last word.
+#[test]
+fn an_abort_behind_a_commit_keeps_it_trying() {
+    for word in [abort(), resume()] {
+        let mut o = O::sealed();
+        o.hears(S, commit());
+        o.expect([take_lock()]);
+        o.hears(S, word);
+        o.done(lock_held());
+        o.expect_without(|output| matches!(output, Output::Event(Event::Ended(_))));
+        o.passes(20.ms());
+        o.expect([take_lock()]);
+        o.done(locked());
+        o.expect([hook(Hook::Resume), claim_path()]);
+    }
+}
+
 /// C2: a Commit that is read when the lock is held again is a violation, and it goes on serving.
 #[test]
 fn a_commit_after_the_lock_is_back_is_a_violation() {

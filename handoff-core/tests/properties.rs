@@ -963,12 +963,14 @@ impl Base {
             (Peer::Incumbent, "Abort") => {
                 assert!(facts.steady_o, "R4: a legacy incumbent gets no Abort");
                 assert!(!facts.seal_failed, "R4: no Abort after SealFailed");
-                assert!(!said(facts, "Commit"), "no Abort after Commit");
+                let early = !said(facts, "Commit") || facts.n_exited;
+                assert!(early, "no Abort after Commit, unless its successor is gone");
             }
             (Peer::Incumbent, "ResumeAfterAbort") => {
                 assert!(facts.reaped || facts.n_exited, "R4: only when N is reaped");
                 assert!(!facts.seal_failed, "R4: not after SealFailed");
-                assert!(!said(facts, "Commit"), "not after Commit");
+                let early = !said(facts, "Commit") || facts.n_exited;
+                assert!(early, "not after Commit, unless its successor is gone");
             }
             (Peer::Incumbent, "PrepareHandoff") => facts.o_alive = false,
             (Peer::Incumbent, "SealRequest") => assert!(said(facts, "PrepareHandoff")),
