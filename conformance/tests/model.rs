@@ -42,13 +42,13 @@ fn one_handoff_in_a_messy_world() {
 /// connection breaks; the journal, a spawn, the lock or the control path fails; the operator aborts.
 #[test]
 fn one_fault() {
-    closes(Origin::Settled, Rules::faulty(1), 102_360);
+    closes(Origin::Settled, Rules::faulty(1), 102_368);
 }
 
 /// The same in a messy world, where a supervisor that dies is started again (R10, R17).
 #[test]
 fn one_fault_in_a_messy_world() {
-    closes(Origin::Settled, Rules::faulty(1).messy(), 371_664);
+    closes(Origin::Settled, Rules::faulty(1).messy(), 371_210);
 }
 
 /// R10: a process dies in the first of two handoffs, or in the second; whoever is to does come back.

@@ -50,7 +50,7 @@ pub enum OsEffect {
         /// Its pid.
         pid: u32,
     },
-    /// Send a signal to the successor's process group (R2). Completes with [`Outcome::Signalled`].
+    /// Send a signal to the successor (R2). Completes with [`Outcome::Signalled`].
     SignalSuccessor(Signal),
 }
 

@@ -197,6 +197,11 @@ impl<M: Machine> Driver<M> {
             return;
         };
         channel.taken = channel.taken.saturating_add(count).min(channel.unsent.len());
+        // What has left is forgotten in time, also where some is always left.
+        if channel.taken > channel.unsent.len() / 2 && channel.taken < channel.unsent.len() {
+            channel.unsent.drain(..channel.taken);
+            channel.taken = 0;
+        }
         if channel.taken == channel.unsent.len() {
             channel.unsent.clear();
             channel.taken = 0;

@@ -29,7 +29,8 @@ use crate::{
     Timers, Violation, short_name,
 };
 
-/// How many connections are kept. One more pushes out the oldest that has not sent HelloAck.
+/// How many connections are kept. One more pushes out the oldest that has not sent HelloAck, or else
+/// the oldest that has not sent Prepare.
 const CONNECTIONS: usize = 32;
 
 /// How many bytes of an error's text cross the wire.
@@ -44,6 +45,8 @@ pub struct Incumbent {
     timers: Timers<Timer>,
     /// The control path is being claimed.
     claiming: bool,
+    /// The last try to claim it failed, and was told of.
+    path_failed: bool,
     /// A successor's pidfd is being opened, and the pid of one that waits for that.
     watching: bool,
     to_watch: Option<u32>,
@@ -214,6 +217,7 @@ impl Incumbent {
             conns: Vec::new(),
             timers: Timers::default(),
             claiming: false,
+            path_failed: false,
             watching: false,
             to_watch: None,
             stopping: false,
@@ -249,7 +253,10 @@ impl Incumbent {
         }
         if self.conns.len() > CONNECTIONS {
             let silent = |conn: &&Conn| matches!(conn.stage, Stage::Unsettled | Stage::Greeted);
-            let oldest = self.conns.iter().find(silent).map_or(id, |conn| conn.id);
+            let unprepared = |conn: &&Conn| !matches!(conn.stage, Stage::Prepared { .. });
+            let others = &self.conns[..CONNECTIONS];
+            let oldest = others.iter().find(silent).or_else(|| others.iter().find(unprepared));
+            let oldest = oldest.map_or(id, |conn| conn.id);
             self.refuse(now, oldest, Violation::Crowded, out);
         }
         if self.settled() {
@@ -605,11 +612,15 @@ impl Incumbent {
             }
             _ => {}
         }
-        if let Err(reason) = result
-            && self.answers()
-        {
-            out.push(Output::Event(Event::PathFailed(reason)));
-            self.timers.set(Timer::RetryPath, now + self.config.timing.retry);
+        match result {
+            Err(reason) if self.answers() => {
+                // Told once, however often it is tried.
+                if !core::mem::replace(&mut self.path_failed, true) {
+                    out.push(Output::Event(Event::PathFailed(reason)));
+                }
+                self.timers.set(Timer::RetryPath, now + self.config.timing.retry);
+            }
+            Ok(()) | Err(_) => self.path_failed = false,
         }
         self.resumed_if_complete(now, out);
     }

@@ -23,7 +23,7 @@ use crate::{
     Capabilities, Credentials, Deadline, HandoffId, Hangup, Instant, Machine, Message, Side,
     Timers, Violation, short_name,
 };
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 /// The machine of N. See the [module](self) for its states.
@@ -34,6 +34,8 @@ pub struct Successor {
     says_hello_when_warm: bool,
     /// The program has done all that needs no lock ([`Command::Begin`]).
     warm: bool,
+    /// The control socket could not be put in place, and that was told.
+    path_failed: bool,
     timers: Timers<Timer>,
     state: State,
 }
@@ -135,7 +137,15 @@ impl Successor {
 
     fn with_link(config: Config, link: Link, says_hello_when_warm: bool) -> Self {
         let timers = Timers::default();
-        Self { config, link, says_hello_when_warm, warm: false, timers, state: State::Warming }
+        Self {
+            config,
+            link,
+            says_hello_when_warm,
+            warm: false,
+            path_failed: false,
+            timers,
+            state: State::Warming,
+        }
     }
 
     pub(crate) fn succeeded(&self) -> Option<Incumbent> {
@@ -270,6 +280,13 @@ impl Successor {
         out.push(os(OsEffect::TakeLock));
     }
 
+    /// Once, however often it is tried.
+    fn tell_path_failed(&mut self, reason: String, out: &mut Out) {
+        if !core::mem::replace(&mut self.path_failed, true) {
+            out.push(Output::Event(Event::PathFailed(reason)));
+        }
+    }
+
     fn no_lock(&mut self, out: &mut Out) {
         let last = match &mut self.state {
             State::Locking(locking) => locking.last.take(),
@@ -299,8 +316,7 @@ impl Successor {
                 }
             }
             (State::Locking(_), Outcome::Lock(Err(failure @ LockFailure::Unusable(_)))) => {
-                out.push(Output::Event(Event::LockRefused(failure.clone())));
-                self.end(Ended::StoodDown { why: StandDown::NoLock(Some(failure)) }, out);
+                self.end(Ended::OpenFailed(failure.to_string()), out);
             }
             (State::Locking(locking), Outcome::Lock(Err(failure))) => {
                 let held = matches!(failure, LockFailure::Held { .. });
@@ -341,12 +357,12 @@ impl Successor {
                 self.ready_if_complete(now, out);
             }
             (State::Opening(_), Outcome::Staged(Err(reason))) => {
-                out.push(Output::Event(Event::PathFailed(reason)));
+                self.tell_path_failed(reason, out);
                 self.timers.set(Timer::RetryPath, now + self.config.timing.retry);
             }
             (State::Claiming { in_flight }, Outcome::Claimed(Err(reason))) => {
                 *in_flight = false;
-                out.push(Output::Event(Event::PathFailed(reason)));
+                self.tell_path_failed(reason, out);
                 self.timers.set(Timer::RetryPath, now + self.config.timing.retry);
             }
             (State::Claiming { .. }, Outcome::Claimed(Ok(()))) => {

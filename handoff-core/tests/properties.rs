@@ -15,9 +15,10 @@ use handoff_core::{
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{TestError, TestRunner};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
+use std::sync::Once;
 
 /// A list of choices, used up one by one.
 struct Dice<'a>(&'a [u16]);
@@ -115,18 +116,41 @@ fn run(cases: u32, steps: usize, test: impl Fn(&mut Dice<'_>)) {
         TRANSCRIPT.take();
         test(&mut Dice(choices));
     };
+    quietly(true);
     let result = TestRunner::new(config(cases)).run(&strategy, |choices| {
         one(&choices);
         Ok(())
     });
-    match result {
-        Ok(()) => {}
+    let reason = match result {
+        Ok(()) => None,
         Err(TestError::Fail(reason, choices)) => {
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| one(&choices)));
-            panic!("{reason}\n{}\nchoices: {choices:?}", TRANSCRIPT.take().join("\n"));
+            let transcript = TRANSCRIPT.take().join("\n");
+            Some(format!("{reason}\n{transcript}\nchoices: {choices:?}"))
         }
-        Err(TestError::Abort(reason)) => panic!("{reason}"),
+        Err(TestError::Abort(reason)) => Some(reason.to_string()),
+    };
+    quietly(false);
+    if let Some(reason) = reason {
+        panic!("{reason}");
     }
+}
+
+/// Whether this thread panics without a word: while a failure is shrunk, it does so a thousand times.
+fn quietly(quiet: bool) {
+    thread_local! {
+        static QUIET: Cell<bool> = const { Cell::new(false) };
+    }
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let loud = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !QUIET.get() {
+                loud(panic);
+            }
+        }));
+    });
+    QUIET.set(quiet);
 }
 
 fn any_message(dice: &mut Dice<'_>) -> Message {
@@ -136,8 +160,8 @@ fn any_message(dice: &mut Dice<'_>) -> Message {
         Message::PrepareHandoff { handoff_id, successor_pid, .. } => Message::PrepareHandoff {
             handoff_id,
             successor_pid,
-            deadline_ms: dice.pick(&[0, 1000, 60_000, 10_000_000]),
-            drain_grace_ms: dice.pick(&[0, 500, 20_000, 10_000_000]),
+            deadline_ms: dice.pick(&[0, 1000, 60_000, 600_000]),
+            drain_grace_ms: dice.pick(&[0, 500, 20_000, 600_000]),
         },
         Message::HelloAck { handoff_id, .. } => {
             let proto_version_chosen = dice.pick(&[1, 1, 1, 0, 2]);
@@ -780,6 +804,8 @@ struct Base {
     /// The pid that the next process gets.
     n: u32,
     swap: Option<Facts>,
+    /// Who was asked to end, and when.
+    terms: BTreeMap<u32, Instant>,
     finished: u32,
     accepted: u32,
 }
@@ -829,6 +855,7 @@ impl Base {
             states: BTreeSet::new(),
             n: N_PID,
             swap: None,
+            terms: BTreeMap::new(),
             finished: 0,
             accepted: 0,
         }
@@ -923,11 +950,22 @@ impl Base {
                 }
                 self.n += 1;
             }
+            Output::Event(
+                supervisor::Event::Serving { .. } | supervisor::Event::NobodyServes(_),
+            ) => self.n += 1,
             Output::Event(_) => {}
             Output::Do(effect) => {
                 let kind = supervisor_kind(&effect);
                 let beside = self.in_flight.iter().any(|other| supervisor_kind(other) == kind);
                 assert!(!beside, "{effect:?} twice while {state}");
+                if let supervisor::Effect::Signal { pid, signal } = effect {
+                    if signal == daemon::Signal::Term {
+                        self.terms.insert(pid, self.now);
+                    } else {
+                        let asked = self.terms.get(&pid).map(|&at| self.now.saturating_since(at));
+                        assert!(asked >= Some(5.s()), "R14: {pid} had no time to end by itself");
+                    }
+                }
                 if let supervisor::Effect::Signal { pid, signal: daemon::Signal::Term } = effect
                     && let Some(facts) = &mut self.swap
                     && pid == self.n

@@ -1354,6 +1354,33 @@ fn a_started_daemon_that_hangs_is_ended() {
     s.expect_among(term(X_PID));
 }
 
+/// R17: the daemon that is started in place of a hung one has its own time: what was due to the other one
+/// is not done to it.
+#[test]
+fn a_daemon_started_in_place_of_a_hung_one_is_left_alone() {
+    let mut s = setup().idle();
+    s.asks(Command::Start { own: vec![O_PID] });
+    while !s.take().contains(&term(O_PID)) {
+        s.done(nobody());
+        s.done(held_by(O_PID));
+        s.passes(100.ms());
+        assert!(s.now.since_origin() < 100.s(), "a hung child is asked to end");
+    }
+    // It ends, and the lock is free.
+    s.done(nobody());
+    s.done(lock_free());
+    s.expect_among(effect(Effect::Spawn { successor: false }));
+    s.done(Outcome::Spawned(Ok(X_PID)));
+    for _ in 0..50 {
+        s.passes(1.s());
+        s.done(nobody());
+    }
+    s.expect_without(is_signal);
+    s.passes(1.s());
+    s.done(answered(X_PID));
+    s.expect_among(event(Event::Serving { pid: X_PID, started: true }));
+}
+
 // T: heartbeats and deadlines.
 
 /// T1: from HelloAck on, every second, to both.

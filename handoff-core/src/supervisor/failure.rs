@@ -67,6 +67,8 @@ impl Supervisor {
         match swap.at {
             At::Asking | At::Promoting => self.end_successor(now, out),
             At::Opening if swap.promoted => self.end_successor(now, out),
+            // It is there after all: a successor that is not fit to serve is not needed.
+            At::Verifying => swap.promoted = swap.incumbent.exited,
             _ => {}
         }
     }

@@ -42,6 +42,9 @@ impl Supervisor {
         match lock {
             LockState::Free | LockState::Unknown if !finding.spawning => {
                 finding.spawning = true;
+                // Whoever held the lock has let go: it is not to be ended any more.
+                finding.ending = None;
+                self.timers.retain(|timer| !matches!(timer, Timer::Hung | Timer::EndGrace));
                 out.push(Output::Do(Effect::Spawn { successor: false }));
             }
             LockState::Held { pid: holder } => {
@@ -52,6 +55,7 @@ impl Supervisor {
                 let ours = holder.filter(|pid| finding.own.contains(pid));
                 if finding.ending != ours {
                     finding.ending = ours;
+                    self.timers.clear(Timer::EndGrace);
                     self.timers.set(Timer::Hung, patience);
                 }
                 self.recheck_later(now);

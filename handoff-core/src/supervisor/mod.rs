@@ -909,6 +909,14 @@ impl Supervisor {
                 let detail = "the operator aborted it".to_string();
                 self.fail(now, Reason::OperatorAbort, detail, out);
             }
+            (Command::Abort, State::Finding(finding))
+                if finding.started.is_none() && !finding.spawning =>
+            {
+                self.timers = Timers::default();
+                self.state = State::Idle;
+                let text = "the search for who serves was aborted".to_string();
+                out.push(Output::Event(Event::NobodyServes(text)));
+            }
             (Command::Abort, _) => {}
         }
     }
