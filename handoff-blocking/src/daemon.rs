@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use handoff_core::daemon::{
     self as core, Command, ConnId, DrainReport, Effect, Ended, Event, Hook, Outcome, Readiness,
@@ -17,7 +17,7 @@ use handoff_core::daemon::{
 };
 use handoff_core::driver::ActionOf;
 use handoff_core::{Input, Machine as _};
-use handoff_unix::control::ControlPath;
+use handoff_unix::control::{ACCEPT_PAUSE, ControlPath, ControlSocket};
 use handoff_unix::host::DaemonHost;
 use handoff_unix::inherit::{Inherited, Role};
 use handoff_unix::probe::Users;
@@ -90,10 +90,11 @@ impl Daemon {
     ///
     /// # Errors
     ///
-    /// A control path too long for a socket, an environment that does not hold together, a thread or
+    /// A control path too long for a socket or in no directory, an environment that does not hold together, a thread or
     /// a descriptor that cannot be had.
     pub fn from_env(config: Config) -> Result<Self, StartError> {
         let control = ControlPath::new(config.control_path)?;
+        control.check_directory()?;
         let mut inherited = Inherited::from_env()?;
         let mut settings =
             core::Config::new(std::process::id(), rustix::process::geteuid().as_raw());
@@ -125,14 +126,15 @@ impl Daemon {
         self.inherited.role() == Role::Successor
     }
 
-    /// The inherited TCP listener of this name; where none was inherited, what `bind` gives.
+    /// The inherited TCP listener of this name; on a cold start without one, what `bind` gives.
     ///
     /// Its mode is what the supervisor made it: use an [`crate::Acceptor`], which takes either and
     /// changes neither (R13).
     ///
     /// # Errors
     ///
-    /// The inherited descriptor is no TCP listener, or `bind` failed.
+    /// The inherited descriptor is no TCP listener, `bind` failed, or this is a successor and its
+    /// supervisor passed on no such listener (R10).
     pub fn listener(
         &mut self,
         name: &str,
@@ -140,7 +142,7 @@ impl Daemon {
     ) -> Result<TcpListener, StartError> {
         match self.inherited.take_tcp(name)? {
             Some(listener) => Ok(listener),
-            None => bind().map_err(|source| StartError::Listener { name: name.into(), source }),
+            None => self.bound(name, bind),
         }
     }
 
@@ -148,7 +150,8 @@ impl Daemon {
     ///
     /// # Errors
     ///
-    /// The inherited descriptor is no Unix stream listener, or `bind` failed.
+    /// The inherited descriptor is no Unix stream listener, `bind` failed, or this is a successor and
+    /// its supervisor passed on no such listener (R10).
     pub fn unix_listener(
         &mut self,
         name: &str,
@@ -156,8 +159,21 @@ impl Daemon {
     ) -> Result<UnixListener, StartError> {
         match self.inherited.take_unix(name)? {
             Some(listener) => Ok(listener),
-            None => bind().map_err(|source| StartError::Listener { name: name.into(), source }),
+            None => self.bound(name, bind),
         }
+    }
+
+    fn bound<L>(
+        &self,
+        name: &str,
+        bind: impl FnOnce() -> std::io::Result<L>,
+    ) -> Result<L, StartError> {
+        let name = name.to_string();
+        if self.is_successor() {
+            let passed: Vec<&str> = self.inherited.names().collect();
+            return Err(StartError::NotInherited { name, passed: passed.join(", ") });
+        }
+        bind().map_err(|source| StartError::Listener { name, source })
     }
 
     /// Any other inherited descriptor of this name.
@@ -272,7 +288,11 @@ impl Serving {
         let Some(front) = self.front.take() else { return Ended::Stopped };
         loop {
             let outcome = match front.next() {
-                Request::Ended(ended) => return ended,
+                Request::Ended(ended) => {
+                    // Its socket goes with the thread.
+                    let _ = front.thread.join();
+                    return ended;
+                }
                 Request::Hook(hook) => front.perform(&mut hooks, &hook),
             };
             front.mailbox.send(Input::Done(outcome));
@@ -288,6 +308,8 @@ impl Drop for Serving {
                 let refused = "the program does not run its hooks".to_string();
                 let outcome = match front.next() {
                     Request::Ended(_) => return,
+                    // Nothing was drained or sealed, so there is nothing to resume.
+                    Request::Hook(Hook::Resume) => Outcome::Resumed(Ok(())),
                     Request::Hook(hook) => failed(&hook, refused),
                 };
                 front.mailbox.send(Input::Done(outcome));
@@ -416,7 +438,7 @@ impl Front {
         let mailbox = reactor.mailbox();
         let (sender, requests) = channel();
         let off = Arc::new(AtomicBool::new(false));
-        let back = Back { reactor, host, program: sender, off: Arc::clone(&off) };
+        let back = Back { reactor, host, program: sender, off: Arc::clone(&off), pause: None };
         let thread = std::thread::Builder::new()
             .name("handoff".into())
             .spawn(move || back.run())
@@ -484,6 +506,8 @@ struct Back {
     host: DaemonHost,
     program: Sender<Request>,
     off: Arc<AtomicBool>,
+    /// The control listener is left alone until then, for want of descriptors.
+    pause: Option<Instant>,
 }
 
 impl Back {
@@ -495,11 +519,12 @@ impl Back {
                     return;
                 }
             }
-            let answering = self.reactor.machine().answers();
+            let pause = self.pause.map(|until| until.saturating_duration_since(Instant::now()));
+            let answering = self.reactor.machine().answers() && pause.is_none_or(|p| p.is_zero());
             let socket = self.host.socket().filter(|_| answering);
             let listener: Vec<BorrowedFd<'_>> =
                 socket.iter().map(|socket| socket.listener().as_fd()).collect();
-            match self.reactor.wait(&listener, None) {
+            match self.reactor.wait(&listener, pause.filter(|pause| !pause.is_zero())) {
                 Ok(turn) => {
                     if let (Some(socket), false) = (&socket, turn.extra.is_empty()) {
                         self.accept(socket);
@@ -549,11 +574,23 @@ impl Back {
         None
     }
 
-    fn accept(&mut self, socket: &handoff_unix::control::ControlSocket) {
+    fn accept(&mut self, socket: &ControlSocket) {
         // A name is free again once its connection was closed, so what is to be closed comes first.
-        while !self.reactor.pending()
-            && let Ok((stream, _)) = socket.listener().accept()
-        {
+        while !self.reactor.pending() {
+            let stream = match socket.accept() {
+                Ok(Some(stream)) => stream,
+                Ok(None) => {
+                    self.pause = None;
+                    return;
+                }
+                Err(error) => {
+                    if self.pause.is_none() {
+                        tracing::warn!(%error, "handoff: no connection can be taken for now");
+                    }
+                    self.pause = Some(Instant::now() + ACCEPT_PAUSE);
+                    return;
+                }
+            };
             let free = (1..).map(ConnId).find(|conn| !self.reactor.has(*conn));
             match (free, ControlStream::connected(stream)) {
                 (Some(conn), Ok(stream)) => self.reactor.add(conn, stream),

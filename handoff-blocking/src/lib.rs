@@ -79,8 +79,26 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// A successor looked for a listener that its supervisor did not pass on. Bound anew, it would
+    /// strand the clients of the old one (R10).
+    #[error("the supervisor passed on no listener {name:?}; it has: {passed}")]
+    NotInherited {
+        /// The name.
+        name: String,
+        /// What was passed on.
+        passed: String,
+    },
+    /// A supervisor without listeners would strand its daemon's clients (R10).
+    #[error(
+        "the supervisor holds no listeners, so a handoff would strand the daemon's clients; \
+             give it the listeners, or say that there are none with SupervisorConfig::no_listeners"
+    )]
+    NoListeners,
+    /// A handoff or a search is under way already.
+    #[error("the supervisor has not come to the end of what it was asked before")]
+    Busy,
     /// A listener cannot be passed on under this name (R13).
-    #[error("a listener cannot be called {name:?}: {problem}")]
+    #[error("the listener name {name:?} {problem}")]
     ListenerName {
         /// The name.
         name: String,

@@ -67,6 +67,8 @@ pub(crate) struct Reactor<M: Machine, T> {
     mailbox: Mailbox<T>,
     mail: Receiver<T>,
     actions: Vec<ActionOf<M>>,
+    /// When the sockets were last looked at.
+    looked: Instant,
     introductions: Vec<(M::Peer, Credentials)>,
     /// Some connection had more to read than its share.
     more: bool,
@@ -94,6 +96,7 @@ impl<M: Machine, T: Send + 'static> Reactor<M, T> {
             mailbox,
             mail,
             actions: Vec::new(),
+            looked: Instant::ORIGIN,
             introductions: Vec::new(),
             more: false,
             buffer,
@@ -176,6 +179,8 @@ impl<M: Machine, T: Send + 'static> Reactor<M, T> {
             let flags = if writes { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             fds.push(PollFd::new(stream, flags));
         }
+        // What is due only after this look is for the next one: first comes what has arrived (T5).
+        self.looked = self.clock.now();
         poll::wait(&mut fds, timeout)?;
         let told: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
@@ -200,9 +205,9 @@ impl<M: Machine, T: Send + 'static> Reactor<M, T> {
 
     /// Tells the time, if a deadline has come. To be called once what a turn brought was handed in.
     pub(crate) fn tick(&mut self) {
-        let now: Instant = self.clock.now();
-        if !self.more && self.driver.deadline().is_some_and(|deadline| deadline.at <= now) {
-            self.driver.tick(now, &mut self.actions);
+        let looked = self.looked;
+        if !self.more && self.driver.deadline().is_some_and(|deadline| deadline.at <= looked) {
+            self.driver.tick(looked, &mut self.actions);
         }
     }
 

@@ -9,7 +9,7 @@ use handoff_unix::control::ControlPath;
 use handoff_unix::host::{Completion, SupervisorHost};
 use handoff_unix::probe::Users;
 use handoff_unix::process::PidFd;
-use handoff_unix::spawn::{Launch, become_subreaper};
+use handoff_unix::spawn::{Launch, become_subreaper, name_problem};
 
 use crate::StartError;
 use crate::reactor::{Mailbox, Reactor};
@@ -20,6 +20,7 @@ pub struct SupervisorConfig {
     control_path: PathBuf,
     data_dir: Option<PathBuf>,
     journal: Option<PathBuf>,
+    no_listeners: bool,
     core: core::Config,
 }
 
@@ -30,6 +31,7 @@ impl SupervisorConfig {
             control_path: control_path.into(),
             data_dir: None,
             journal: None,
+            no_listeners: false,
             core: core::Config::new(rustix::process::geteuid().as_raw()),
         }
     }
@@ -45,6 +47,14 @@ impl SupervisorConfig {
     #[must_use]
     pub fn journal(mut self, journal: impl Into<PathBuf>) -> Self {
         self.journal = Some(journal.into());
+        self
+    }
+
+    /// The daemon has no listeners that a successor would inherit. Without this a supervisor that was
+    /// given none refuses to hand off (R10).
+    #[must_use]
+    pub const fn no_listeners(mut self) -> Self {
+        self.no_listeners = true;
         self
     }
 
@@ -126,6 +136,7 @@ pub struct Supervisor {
     reactor: Reactor<core::Supervisor, Mail>,
     host: SupervisorHost,
     names: Vec<String>,
+    no_listeners: bool,
     watched: Vec<PidFd>,
 }
 
@@ -134,16 +145,18 @@ impl Supervisor {
     ///
     /// # Errors
     ///
-    /// A control path too long for a socket, no descriptors left.
+    /// A control path too long for a socket or in no directory, no descriptors left.
     pub fn new(config: SupervisorConfig) -> Result<Self, StartError> {
         let control = ControlPath::new(config.control_path)?;
+        control.check_directory()?;
         let failed = |what| move |source| StartError::Io { what, source };
         become_subreaper().map_err(failed("becoming a subreaper"))?;
         let users = Users(config.core.allowed_uids.clone());
         let machine = core::Supervisor::new(config.core);
         let reactor = Reactor::new(machine).map_err(failed("the supervisor's waker"))?;
         let host = SupervisorHost::new(control, config.data_dir, config.journal, users);
-        Ok(Self { reactor, host, names: Vec::new(), watched: Vec::new() })
+        let no_listeners = config.no_listeners;
+        Ok(Self { reactor, host, names: Vec::new(), no_listeners, watched: Vec::new() })
     }
 
     /// Keeps a listener, for every daemon it starts from now on to inherit under this name (R13). Its
@@ -153,15 +166,8 @@ impl Supervisor {
     ///
     /// A name that is taken, empty, or has a colon.
     pub fn listener(&mut self, name: &str, fd: impl Into<OwnedFd>) -> Result<(), StartError> {
-        let problem = if name.is_empty() {
-            Some("it is empty")
-        } else if name.contains(':') {
-            Some("it has a colon")
-        } else if self.names.iter().any(|taken| taken == name) {
-            Some("another listener has this name")
-        } else {
-            None
-        };
+        let taken = self.names.iter().any(|taken| taken == name);
+        let problem = name_problem(name).or(taken.then_some("is given twice"));
         if let Some(problem) = problem {
             return Err(StartError::ListenerName { name: name.to_string(), problem });
         }
@@ -175,11 +181,17 @@ impl Supervisor {
     ///
     /// # Errors
     ///
-    /// The daemon did not start, or ended before it served.
+    /// The daemon did not start, ended before it served, or the search was [aborted](Aborter). As long
+    /// as somebody else holds the lock and answers nobody, it waits.
     pub fn start(&mut self, launch: &Launch) -> Result<Started, StartError> {
+        self.turn(Some(Duration::ZERO))?;
+        if !self.reactor.machine().idle() {
+            return Err(StartError::Busy);
+        }
         self.host.launch(launch.clone(), Spec::default().hello_budget);
         if let Some(Entry { id, step, .. }) = self.host.recover() {
             tracing::warn!(%id, ?step, "the supervisor before this one left a handoff behind");
+            self.host.forget();
         }
         self.command(Command::Start { own: self.host.own() });
         self.until(|event| match event {
@@ -194,16 +206,22 @@ impl Supervisor {
     ///
     /// # Errors
     ///
-    /// Only when this process cannot wait for its sockets any more; what became of the handoff is not
-    /// known then.
+    /// The supervisor holds no listeners, or is busy: nothing was done. Or this process cannot wait for
+    /// its sockets any more: what became of the handoff is not known then.
     pub fn handoff(
         &mut self,
         handoff: &Handoff,
         mut on: impl FnMut(&Event),
     ) -> Result<Report, StartError> {
-        self.host.launch(handoff.launch.clone(), handoff.spec.hello_budget);
         // An abort that was meant for a handoff before this one has nothing to end.
         self.turn(Some(Duration::ZERO))?;
+        if !self.reactor.machine().idle() {
+            return Err(StartError::Busy);
+        }
+        if self.host.listeners() == 0 && !self.no_listeners {
+            return Err(StartError::NoListeners);
+        }
+        self.host.launch(handoff.launch.clone(), handoff.spec.hello_budget);
         self.command(Command::Handoff { id: HandoffId::new(), spec: handoff.spec });
         self.until(|event| {
             on(&event);
@@ -221,12 +239,12 @@ impl Supervisor {
     ///
     /// This process cannot wait for its sockets any more.
     pub fn watch(&mut self, time: Duration) -> Result<Vec<(u32, String)>, StartError> {
-        let limit = Instant::now() + time;
+        let limit = Instant::now().checked_add(time);
         loop {
             let _ = self.act(|_| None::<()>);
-            let left = limit.saturating_duration_since(Instant::now());
-            let gone = self.turn(Some(left))?;
-            if !gone.is_empty() || left.is_zero() {
+            let left = limit.map(|limit| limit.saturating_duration_since(Instant::now()));
+            let gone = self.turn(left)?;
+            if !gone.is_empty() || left.is_some_and(|left| left.is_zero()) {
                 return Ok(gone);
             }
         }
@@ -310,17 +328,34 @@ impl Supervisor {
 
     fn complete(&mut self, completion: Completion) {
         let finished = self.host.finish(completion);
-        self.watched.extend(finished.watch);
+        if let Some(watch) = finished.watch {
+            self.watch_too(watch);
+        }
+        if let Some(effect) = finished.again {
+            self.reactor.mailbox().run(self.host.job(effect), Mail::Done);
+        }
         if let Some((peer, stream)) = finished.connection {
             self.reactor.add(peer, stream);
         }
-        self.reactor.handle(Input::Done(finished.outcome));
+        if let Some(outcome) = finished.outcome {
+            self.reactor.handle(Input::Done(outcome));
+        }
+    }
+
+    /// One pidfd for each process is enough.
+    fn watch_too(&mut self, process: PidFd) {
+        let known = |other: &PidFd| other.pid() == process.pid() && !other.has_exited();
+        if !self.watched.iter().any(known) {
+            self.watched.push(process);
+        }
     }
 
     /// A successor that a wrapper started is watched from when it says who it is (C1).
     fn watch_introduced(&mut self) {
         for (peer, cred) in self.reactor.introductions() {
-            self.watched.extend(self.host.introduced(peer, cred));
+            if let Some(process) = self.host.introduced(peer, cred) {
+                self.watch_too(process);
+            }
         }
     }
 }

@@ -579,6 +579,34 @@ fn a_watch_waits_for_the_one_before_it() {
     o.expect([watch]);
 }
 
+/// A watch that has waited is not made for a process that has ended, nor for a handoff that is over.
+#[test]
+fn a_watch_that_has_waited_is_not_made_too_late() {
+    let mut o = O::serving();
+    o.connects(S);
+    o.hears(S, prepare(DEADLINE, GRACE));
+    o.loses(S);
+    o.done(drain_ok());
+    o.done(resumed());
+    o.done(claimed());
+    o.opens(T);
+    o.hears(T, ack_of(OTHER));
+    o.hears(T, prepare_of(OTHER, DEADLINE, GRACE));
+    o.loses(T);
+    o.done(drain_ok());
+    let _ = o.take();
+    let mut over = o.clone();
+    over.done(resumed());
+    over.done(claimed());
+    let _ = over.take();
+    over.done(Outcome::Watched(Ok(())));
+    over.quiet();
+    o.done(Outcome::Resumed(Err("corrupt".into())));
+    let _ = o.take();
+    o.done(Outcome::Watched(Ok(())));
+    o.quiet();
+}
+
 // R4: what the supervisor is told of a resume.
 
 /// R4, X2: the answer to a Heartbeat behind ResumeAfterAbort is held back until it has resumed.

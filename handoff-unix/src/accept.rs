@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
-use crate::wake::{Waker, poll};
+use crate::poll::wait;
+use crate::wake::Waker;
 
 /// How long a process that is out of descriptors waits for one to be closed.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);
@@ -139,7 +140,7 @@ impl<L: Listener> Acceptor<L> {
                 PollFd::new(&self.listener, PollFlags::IN),
                 PollFd::new(&self.gate.wake, PollFlags::IN),
             ];
-            poll(&mut fds, None)?;
+            wait(&mut fds, None)?;
             if self.gate.state().stopped {
                 return Ok(None);
             }
@@ -158,7 +159,7 @@ impl<L: Listener> Acceptor<L> {
                         short = true;
                     }
                     let stop = &mut [PollFd::new(&self.gate.wake, PollFlags::IN)];
-                    poll(stop, Some(SHORTAGE_PAUSE))?;
+                    wait(stop, Some(SHORTAGE_PAUSE))?;
                 }
                 Trouble::Listener => return Err(error),
             }

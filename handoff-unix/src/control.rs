@@ -42,6 +42,9 @@ pub struct ControlPath {
     name: OsString,
 }
 
+/// How long a control listener is left alone when a connection cannot be taken.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
 impl ControlPath {
     /// Checks that a socket can be bound at `path` and under its staging names.
     ///
@@ -67,6 +70,21 @@ impl ControlPath {
             return Err(ControlPathError::TooLong { path, len, limit });
         }
         Ok(Self { parent: parent.to_owned(), name: name.to_owned(), path })
+    }
+
+    /// Checks that there is a directory for the socket to be in. To be asked once, at the start: later
+    /// it may come and go.
+    ///
+    /// # Errors
+    ///
+    /// It is missing, is no directory, or may not be looked at.
+    pub fn check_directory(&self) -> Result<(), ControlPathError> {
+        let problem = match fs::metadata(&self.parent) {
+            Ok(found) if found.is_dir() => return Ok(()),
+            Ok(_) => io::ErrorKind::NotADirectory.into(),
+            Err(error) => error,
+        };
+        Err(ControlPathError::io(&self.parent, "look at the directory of", problem))
     }
 
     /// The absolute path.
@@ -260,6 +278,24 @@ impl ControlSocket {
 
     fn is_staged(&self) -> bool {
         rustix::fs::lstat(&self.staging).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.id)
+    }
+
+    /// Takes the next connection, if one waits.
+    ///
+    /// # Errors
+    ///
+    /// [`ACCEPT_PAUSE`] is how long to leave the listener alone after one: it is a shortage, and the
+    /// connection that waits keeps the listener readable.
+    pub fn accept(&self) -> io::Result<Option<UnixStream>> {
+        match self.listener.accept() {
+            Ok((stream, _)) => Ok(Some(stream)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock
+                | io::ErrorKind::Interrupted
+                | io::ErrorKind::ConnectionAborted => Ok(None),
+                _ => Err(error),
+            },
+        }
     }
 
     fn lost(&self) -> ControlPathError {

@@ -2,27 +2,31 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 /// Waits until one of `fds` has something to tell, or the time is over; how many have.
 ///
-/// The time is rounded up, so that a deadline has come when it returns. A signal counts as nothing
-/// to tell.
+/// The time is rounded up, so that a deadline has come when it returns, and goes on after a signal:
+/// nothing to tell means that nothing was there when the time was over.
 ///
 /// # Errors
 ///
 /// Only what is a mistake of the caller's, or a shortage of memory.
 pub fn wait(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<usize> {
-    let timeout = timeout.map(|timeout| Timespec {
-        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(timeout.subsec_nanos()),
-    });
-    match poll(fds, timeout.as_ref()) {
-        Ok(count) => Ok(count),
-        Err(rustix::io::Errno::INTR) => Ok(0),
-        Err(error) => Err(error.into()),
+    // A timeout too far away for the clock is none.
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    loop {
+        let left = deadline
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()))
+            .and_then(|left| Timespec::try_from(left).ok());
+        match poll(fds, left.as_ref()) {
+            Ok(count) => return Ok(count),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

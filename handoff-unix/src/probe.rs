@@ -3,6 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use handoff_core::daemon::Probed;
 use handoff_core::probe::Probe;
 use handoff_core::{Credentials, HandoffId};
 use rustix::event::PollFlags;
@@ -51,7 +52,8 @@ pub fn probe(control: &ControlPath, users: &Users) -> io::Result<Found> {
     let mut buffer = [0; 4096];
     loop {
         let left = limit.saturating_duration_since(Instant::now());
-        if left.is_zero() || !crate::poll::ready(&stream, PollFlags::IN, Some(left))? {
+        // At the end of its time it looks once more: what has arrived by then counts.
+        if !crate::poll::ready(&stream, PollFlags::IN, Some(left))? {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "it did not say Hello within 1 s"));
         }
         match stream.read(&mut buffer) {
@@ -71,6 +73,17 @@ pub fn probe(control: &ControlPath, users: &Users) -> io::Result<Found> {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What a probe of `control` found, for the machines. Why nobody answered goes to the debug log.
+pub(crate) fn probed(control: &ControlPath, users: &Users) -> Probed {
+    match probe(control, users) {
+        Ok(found) => Probed::Answered { pid: found.cred.pid },
+        Err(error) => {
+            tracing::debug!(path = %control.as_path().display(), %error, "probe");
+            Probed::Silent
         }
     }
 }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus};
 
@@ -62,7 +62,7 @@ impl PidFd {
     ///
     /// It does not reap: the exit status stays with the parent.
     pub fn wait(&self, timeout: Option<Duration>) -> io::Result<bool> {
-        crate::wake::poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], timeout)
+        crate::poll::ready(&self.fd, PollFlags::IN, timeout)
     }
 }
 

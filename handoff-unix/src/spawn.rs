@@ -363,21 +363,27 @@ fn explain(program: &Path, source: io::Error) -> SpawnProblem {
 fn check_names(listeners: &[(String, BorrowedFd<'_>)]) -> Result<(), SpawnProblem> {
     let mut seen = BTreeSet::new();
     for (name, _) in listeners {
-        let problem = if name.is_empty() {
-            "is empty"
-        } else if name.contains(':') {
-            "has a colon, which separates names"
-        } else if name.contains(|c: char| c.is_control()) {
-            "has a control character"
-        } else if !seen.insert(name.as_str()) {
-            "is given twice"
-        } else {
-            continue;
-        };
-        let name = name.clone();
-        return Err(SpawnProblem::ListenerName { name, problem });
+        let twice = (!seen.insert(name.as_str())).then_some("is given twice");
+        if let Some(problem) = name_problem(name).or(twice) {
+            let name = name.clone();
+            return Err(SpawnProblem::ListenerName { name, problem });
+        }
     }
     Ok(())
+}
+
+/// What is wrong with a listener's name (R13), if anything: it goes into a list with colons.
+#[must_use]
+pub fn name_problem(name: &str) -> Option<&'static str> {
+    if name.is_empty() {
+        Some("is empty")
+    } else if name.contains(':') {
+        Some("has a colon, which separates names")
+    } else if name.contains(|c: char| c.is_control()) {
+        Some("has a control character")
+    } else {
+        None
+    }
 }
 
 fn environment(
@@ -401,7 +407,10 @@ fn environment(
         let control = FIRST_FD as usize + listeners.len();
         env.insert(HANDOFF_ROLE.into(), ROLE_SUCCESSOR.into());
         env.insert(HANDOFF_SOCK_FD.into(), control.to_string().into());
-        env.insert(HANDOFF_HELLO_MS.into(), hello_budget.as_millis().to_string().into());
+        env.insert(
+            HANDOFF_HELLO_MS.into(),
+            u64::try_from(hello_budget.as_millis()).unwrap_or(u64::MAX).to_string().into(),
+        );
     }
     for (name, value) in &launch.env {
         if RESERVED.iter().any(|reserved| name == reserved) {

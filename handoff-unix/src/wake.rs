@@ -3,9 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, Timespec, eventfd};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 /// Something another thread can make readable; clones are the same thing.
@@ -52,22 +51,6 @@ impl AsFd for Waker {
     }
 }
 
-/// `poll(2)` that goes on after a signal; `false` if the time is over before anything happened.
-pub(crate) fn poll(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<bool> {
-    // A timeout too far away for the clock is none.
-    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    loop {
-        let left = deadline
-            .map(|deadline| deadline.saturating_duration_since(Instant::now()))
-            .and_then(|left| Timespec::try_from(left).ok());
-        match rustix::event::poll(fds, left.as_ref()) {
-            Ok(n) => return Ok(n > 0),
-            Err(Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use rustix::event::PollFlags;
@@ -75,7 +58,7 @@ mod tests {
     use super::*;
 
     fn is_readable(waker: &Waker) -> bool {
-        poll(&mut [PollFd::new(waker, PollFlags::IN)], Some(Duration::ZERO)).unwrap()
+        crate::poll::ready(waker, PollFlags::IN, Some(std::time::Duration::ZERO)).unwrap()
     }
 
     #[test]
@@ -96,7 +79,7 @@ mod tests {
         let waker = Waker::new().unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| waker.wake());
-            assert!(poll(&mut [PollFd::new(&waker, PollFlags::IN)], None).unwrap());
+            assert!(crate::poll::ready(&waker, PollFlags::IN, None).unwrap());
         });
     }
 }

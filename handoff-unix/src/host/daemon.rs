@@ -7,7 +7,7 @@ use handoff_core::daemon::{LockFailure, OsEffect, Outcome, Probed, Signal};
 use super::Job;
 use crate::control::{ControlPath, ControlPathError, ControlSocket};
 use crate::lock::{DataDirLock, LockError};
-use crate::probe::{Users, probe};
+use crate::probe::{Users, probed};
 use crate::process::{self, PidFd};
 
 /// What a daemon's effects act on: its lock, its control socket, its successor.
@@ -20,9 +20,19 @@ pub struct DaemonHost {
     control: ControlPath,
     data_dir: PathBuf,
     users: Users,
-    lock: Arc<Mutex<Option<DataDirLock>>>,
+    lock: Arc<Mutex<Held>>,
     socket: Arc<Mutex<Option<Arc<ControlSocket>>>>,
     successor: Arc<Mutex<Option<PidFd>>>,
+}
+
+/// The lock, while it is held. It goes by being released or with the process, never by a drop.
+#[derive(Debug, Default)]
+struct Held(Option<DataDirLock>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        std::mem::forget(self.0.take());
+    }
 }
 
 fn own<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -64,7 +74,11 @@ impl DaemonHost {
                 self.control.remove_stale();
                 Outcome::Staged(self.stage().map(drop).map_err(|error| error.to_string()))
             }
-            OsEffect::ClaimPath => Outcome::Claimed(self.claim().map_err(|e| e.to_string())),
+            OsEffect::ClaimPath => {
+                let claimed = self.claim().map_err(|error| error.to_string());
+                self.control.remove_stale();
+                Outcome::Claimed(claimed)
+            }
             OsEffect::Probe => Outcome::Probed(self.probe()),
             OsEffect::WatchSuccessor { pid } => Outcome::Watched(self.watch(*pid)),
             OsEffect::SignalSuccessor(signal) => Outcome::Signalled(self.signal(*signal)),
@@ -74,7 +88,7 @@ impl DaemonHost {
     fn take_lock(&self) -> Result<(), LockFailure> {
         match DataDirLock::try_take(&self.data_dir) {
             Ok(lock) => {
-                *own(&self.lock) = Some(lock);
+                own(&self.lock).0 = Some(lock);
                 Ok(())
             }
             Err(LockError::Held { holder, .. }) => Err(LockFailure::Held { holder }),
@@ -88,7 +102,7 @@ impl DaemonHost {
     }
 
     fn release_lock(&self) -> Result<(), String> {
-        match own(&self.lock).take() {
+        match own(&self.lock).0.take() {
             Some(lock) => lock.release().map_err(|error| {
                 format!("the lock on {} could not be released: {error}", self.data_dir.display())
             }),
@@ -119,13 +133,9 @@ impl DaemonHost {
         if self.socket().is_some_and(|socket| socket.leads_here()) {
             return Probed::Own;
         }
-        match probe(&self.control, &self.users) {
-            Ok(found) if found.cred.pid == std::process::id() => Probed::Own,
-            Ok(found) => Probed::Answered { pid: found.cred.pid },
-            Err(error) => {
-                tracing::debug!(path = %self.control.as_path().display(), %error, "probe");
-                Probed::Silent
-            }
+        match probed(&self.control, &self.users) {
+            Probed::Answered { pid } if pid == std::process::id() => Probed::Own,
+            found => found,
         }
     }
 
@@ -150,16 +160,5 @@ pub(super) fn to_unix(signal: Signal) -> process::Signal {
     match signal {
         Signal::Term => process::Signal::TERM,
         Signal::Kill => process::Signal::KILL,
-    }
-}
-
-impl Drop for DaemonHost {
-    fn drop(&mut self) {
-        // The last handle: the lock goes with the process, not before it.
-        if Arc::strong_count(&self.lock) == 1
-            && let Some(lock) = own(&self.lock).take()
-        {
-            std::mem::forget(lock);
-        }
     }
 }

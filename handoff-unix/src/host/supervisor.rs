@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use handoff_core::Credentials;
-use handoff_core::daemon::Probed;
 use handoff_core::supervisor::{Effect, Entry, LockState, Outcome, Peer, Step};
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +14,7 @@ use super::{Job, daemon::to_unix};
 use crate::control::ControlPath;
 use crate::journal::{JournalFile, Loaded};
 use crate::lock;
-use crate::probe::{Users, probe};
+use crate::probe::{Users, probed};
 use crate::process::{PidFd, ProcessGroup, Signal};
 use crate::spawn::{Child, Launch, SpawnError, SpawnRole, spawn};
 use crate::stream::ControlStream;
@@ -26,6 +25,9 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// How often a process group is looked at once its leader is gone: there is no event for it.
 const GROUP_POLL: Duration = Duration::from_millis(2);
 
+/// How long one job waits for a process group to be gone, before the next one does.
+const REAP_SHARE: Duration = Duration::from_millis(100);
+
 /// What a [`Job`] of the supervisor's came to, for [`SupervisorHost::finish`].
 #[derive(Debug)]
 pub struct Completion(Done);
@@ -33,6 +35,7 @@ pub struct Completion(Done);
 #[derive(Debug)]
 enum Done {
     Outcome(Outcome),
+    NotReaped(u32),
     Spawned(Result<(PidFd, Option<UnixStream>), String>),
     Connected(Result<(ControlStream, Option<PidFd>), String>),
 }
@@ -41,7 +44,9 @@ enum Done {
 #[derive(Debug)]
 pub struct Finished {
     /// For the machine.
-    pub outcome: Outcome,
+    pub outcome: Option<Outcome>,
+    /// What is not done yet: an effect to be given to [`SupervisorHost::job`] once more.
+    pub again: Option<Effect>,
     /// A connection to read and write from now on. It is introduced before the outcome is given.
     pub connection: Option<(Peer, ControlStream)>,
     /// A process to watch from now on.
@@ -57,7 +62,7 @@ pub struct SupervisorHost {
     data_dir: Option<PathBuf>,
     users: Users,
     journal: Option<Arc<JournalFile>>,
-    listeners: Arc<Vec<(String, OwnedFd)>>,
+    listeners: Vec<(String, Arc<OwnedFd>)>,
     launch: Option<(Launch, Duration)>,
     groups: Arc<Mutex<BTreeMap<u32, Group>>>,
 }
@@ -83,7 +88,7 @@ impl SupervisorHost {
             data_dir,
             users,
             journal: journal.map(|path| Arc::new(JournalFile::new(path))),
-            listeners: Arc::default(),
+            listeners: Vec::new(),
             launch: None,
             groups: Arc::default(),
         }
@@ -91,24 +96,17 @@ impl SupervisorHost {
 
     /// Keeps a listener for every daemon that is started from now on. Its mode is not changed (R13).
     pub fn listener(&mut self, name: String, fd: OwnedFd) {
-        let mut listeners: Vec<(String, OwnedFd)> = Vec::new();
-        match Arc::try_unwrap(std::mem::take(&mut self.listeners)) {
-            Ok(own) => listeners = own,
-            // A spawn that is under way keeps its own descriptors.
-            Err(shared) => {
-                for (name, fd) in shared.iter() {
-                    if let Ok(fd) = fd.try_clone() {
-                        listeners.push((name.clone(), fd));
-                    }
-                }
-            }
-        }
-        listeners.push((name, fd));
-        self.listeners = Arc::new(listeners);
+        self.listeners.push((name, Arc::new(fd)));
     }
 
-    /// Reads what the supervisor before this one was doing (R10), and counts the processes it names,
-    /// where they still run, among its own. A journal that cannot be read is set aside, with a warning.
+    /// How many listeners it keeps.
+    #[must_use]
+    pub fn listeners(&self) -> usize {
+        self.listeners.len()
+    }
+
+    /// Reads what the supervisor before this one was doing (R10), and counts the processes it had
+    /// started, where they still run, among its own. A journal that cannot be read is set aside, with a warning.
     pub fn recover(&mut self) -> Option<Entry> {
         let journal = self.journal.as_ref()?;
         let payload = match journal.load() {
@@ -136,6 +134,13 @@ impl SupervisorHost {
         (entry.step != Step::Idle).then_some(entry)
     }
 
+    /// Nothing of the journal is left to do: what [`SupervisorHost::recover`] read is not read again.
+    pub fn forget(&mut self) {
+        if let Some(Err(error)) = self.journal.as_ref().map(|journal| journal.clear()) {
+            tracing::warn!(%error, "the journal cannot be cleared");
+        }
+    }
+
     /// What [`Effect::Spawn`] starts from now on, and the budget it is told (C3).
     pub fn launch(&mut self, launch: Launch, hello_budget: Duration) {
         self.launch = Some((launch, hello_budget));
@@ -158,7 +163,7 @@ impl SupervisorHost {
                 done(move || Outcome::Probed(probed(&control, &users)))
             }
             Effect::Spawn { successor } => {
-                let (launch, listeners) = (self.launch.clone(), Arc::clone(&self.listeners));
+                let (launch, listeners) = (self.launch.clone(), self.listeners.clone());
                 Box::new(move || {
                     let program = launch.as_ref().map(|(launch, _)| launch.program.clone());
                     let child = start(launch, &listeners, successor);
@@ -191,27 +196,34 @@ impl SupervisorHost {
                     })
                 })
             }
-            Effect::Reap { pid } => done(move || {
+            Effect::Reap { pid } => Box::new(move || {
                 let group = own_groups(&groups).get(&pid).cloned();
                 if let Some(Group { group, .. }) = group {
+                    // A share of the wait at a time, so that whoever runs this is never held up for long.
+                    let limit = Instant::now() + REAP_SHARE;
                     let leader = PidFd::open(pid).ok();
                     while !group.is_gone() {
+                        let left = limit.saturating_duration_since(Instant::now());
+                        if left.is_zero() {
+                            return Completion(Done::NotReaped(pid));
+                        }
                         match &leader {
                             Some(leader) if !leader.has_exited() => {
-                                let _ = leader.wait(Some(Duration::from_millis(200)));
+                                let _ = leader.wait(Some(left));
                             }
                             _ => std::thread::sleep(GROUP_POLL),
                         }
                     }
                     own_groups(&groups).remove(&pid);
                 }
-                Outcome::Reaped { pid }
+                Completion(Done::Outcome(Outcome::Reaped { pid }))
             }),
             Effect::Journal(entry) => {
                 let journal = self.journal.clone();
                 done(move || {
+                    let started: Vec<u32> = own_groups(&groups).keys().copied().collect();
                     Outcome::Journalled(match journal {
-                        Some(journal) => write_entry(&journal, entry)
+                        Some(journal) => write_entry(&journal, entry, &started)
                             .map_err(|error| format!("{}: {error}", journal.path().display())),
                         None => Ok(()),
                     })
@@ -223,22 +235,35 @@ impl SupervisorHost {
     /// Takes what a job came to.
     #[must_use]
     pub fn finish(&mut self, completion: Completion) -> Finished {
-        let finished = |outcome| Finished { outcome, connection: None, watch: None };
+        let finished = |outcome| Finished {
+            outcome: Some(outcome),
+            again: None,
+            connection: None,
+            watch: None,
+        };
         match completion.0 {
             Done::Outcome(outcome) => finished(outcome),
+            Done::NotReaped(pid) => Finished {
+                outcome: None,
+                again: Some(Effect::Reap { pid }),
+                connection: None,
+                watch: None,
+            },
             Done::Spawned(Err(error)) => finished(Outcome::Spawned(Err(error))),
             Done::Spawned(Ok((pidfd, control))) => {
                 let pid = pidfd.pid();
                 let stream = control.and_then(|stream| ControlStream::to_child(stream, pid).ok());
                 Finished {
-                    outcome: Outcome::Spawned(Ok(pid)),
+                    outcome: Some(Outcome::Spawned(Ok(pid))),
+                    again: None,
                     connection: stream.map(|stream| (Peer::Successor, stream)),
                     watch: Some(pidfd),
                 }
             }
             Done::Connected(Err(error)) => finished(Outcome::Connected(Err(error))),
             Done::Connected(Ok((stream, watch))) => Finished {
-                outcome: Outcome::Connected(Ok(())),
+                outcome: Some(Outcome::Connected(Ok(()))),
+                again: None,
                 connection: Some((Peer::Incumbent, stream)),
                 watch,
             },
@@ -276,7 +301,7 @@ impl SupervisorHost {
     /// Gives the leaders of groups that would not die.
     pub fn end_all(&mut self, grace: Duration) -> Vec<u32> {
         for (signal, patience) in [(Signal::TERM, grace), (Signal::KILL, Duration::from_secs(5))] {
-            let limit = Instant::now() + patience;
+            let limit = Instant::now().checked_add(patience);
             for Group { group, .. } in self.groups().values() {
                 if let Err(error) = group.signal(signal) {
                     tracing::warn!(group = group.id(), %error, "cannot signal a process group");
@@ -287,7 +312,7 @@ impl SupervisorHost {
                 if self.groups().is_empty() {
                     return Vec::new();
                 }
-                if Instant::now() >= limit {
+                if limit.is_some_and(|limit| Instant::now() >= limit) {
                     break;
                 }
                 std::thread::sleep(GROUP_POLL);
@@ -307,17 +332,16 @@ fn own_groups(
     groups.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What stands in the journal: the entry, and when the processes it names were started, because a pid
-/// alone may come to mean another process.
+/// What stands in the journal: the entry, and which processes were started here and when, because a
+/// pid alone may come to mean another process.
 #[derive(Serialize, Deserialize)]
 struct Record {
     entry: Entry,
     started: Vec<(u32, u64)>,
 }
 
-fn write_entry(journal: &JournalFile, entry: Entry) -> io::Result<()> {
-    let pids = entry.incumbent.into_iter().chain(entry.successor);
-    let started = pids.filter_map(|pid| Some((pid, start_time(pid)?))).collect();
+fn write_entry(journal: &JournalFile, entry: Entry, started: &[u32]) -> io::Result<()> {
+    let started = started.iter().filter_map(|pid| Some((*pid, start_time(*pid)?))).collect();
     let bytes = postcard::to_allocvec(&Record { entry, started }).map_err(io::Error::other)?;
     journal.write(&bytes)
 }
@@ -333,19 +357,9 @@ fn done(work: impl FnOnce() -> Outcome + Send + 'static) -> Job<Completion> {
     Box::new(move || Completion(Done::Outcome(work())))
 }
 
-fn probed(control: &ControlPath, users: &Users) -> Probed {
-    match probe(control, users) {
-        Ok(found) => Probed::Answered { pid: found.cred.pid },
-        Err(error) => {
-            tracing::debug!(path = %control.as_path().display(), %error, "probe");
-            Probed::Silent
-        }
-    }
-}
-
 fn start(
     launch: Option<(Launch, Duration)>,
-    listeners: &[(String, OwnedFd)],
+    listeners: &[(String, Arc<OwnedFd>)],
     successor: bool,
 ) -> Result<Child, String> {
     let Some((launch, hello_budget)) = launch else {
