@@ -2,15 +2,17 @@
 
 mod common;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use common::Bench;
 use handoff_blocking::{
-    Handoff, Launch, Phase, Reason, Report, Supervisor, SupervisorConfig, Verdict,
+    Handoff, Launch, Phase, Reason, Report, StartError, Supervisor, SupervisorConfig, Verdict,
 };
 use handoff_core::supervisor::Event;
+use handoff_core::wire::encode;
+use handoff_core::{HandoffId, Message};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Not a test of its own: what the daemons of the other tests run.
@@ -147,6 +149,9 @@ fn a_supervisor_adopts_who_serves() {
         Supervisor::new(SupervisorConfig::new(bench.dir.path().join("c.sock"))).unwrap();
     let found = second.start(&bench.launch("")).unwrap();
     assert_eq!((found.pid, found.started), (old, false));
+    // It was given no listeners, and would strand the clients: it does not hand off (R10).
+    let refused = second.handoff(&Handoff::new(bench.launch("")), |_| {});
+    assert!(matches!(refused, Err(StartError::NoListeners)), "{refused:?}");
     bench.ends_well();
 }
 
@@ -167,6 +172,17 @@ fn strangers_disturb_no_handoff() {
         let mut stranger = UnixStream::connect(&path).unwrap();
         // It may be turned away before it has said anything.
         let _ = stranger.write_all(saying);
+        strangers.push(stranger);
+    }
+    // Some even greet, and then say nothing more.
+    let ack = Message::HelloAck { proto_version_chosen: 1, handoff_id: HandoffId::new() };
+    let mut greeting = Vec::new();
+    encode(&ack, 1, &mut greeting).unwrap();
+    for _ in 0..40 {
+        let mut stranger = UnixStream::connect(&path).unwrap();
+        let mut hello = [0; 64];
+        let _ = stranger.read(&mut hello).unwrap();
+        let _ = stranger.write_all(&greeting);
         strangers.push(stranger);
     }
     let report = bench.swap("");
