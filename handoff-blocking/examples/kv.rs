@@ -31,7 +31,7 @@ use signal_hook::iterator::Signals;
 const VALUES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("values");
 const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 
-/// How long a client may dawdle with its request or its answer. A drain waits for it that long.
+/// How long a client may dawdle with its request, and then with its answer. A drain waits for it.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST_REQUEST: usize = 1 << 20;
 
@@ -39,6 +39,9 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 /// Runs the daemon until it is replaced or told to stop.
 pub fn main() -> ExitCode {
+    // What the handoff has to say: who was turned away and why, what was rolled back.
+    let log_lines = tracing_subscriber::fmt().without_time().with_ansi(false);
+    log_lines.with_writer(io::stderr).with_max_level(tracing::Level::WARN).init();
     let setting = |name| env::var(name).map_err(|error| format!("{name}: {error}"));
     let run = || serve(setting("KV_CONTROL")?, setting("KV_DATA")?);
     match run() {
@@ -231,8 +234,12 @@ type Response = (&'static str, Vec<u8>);
 
 /// Reads a request: its method, path and body. `None` if it is malformed or too long.
 fn read_request(mut stream: impl Read) -> io::Result<Option<(String, String, Vec<u8>)>> {
-    let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);
+    let (mut bytes, mut chunk, begun) = (Vec::new(), [0; 4096], Instant::now());
     while bytes.len() < LONGEST_REQUEST {
+        // A timeout is for each read; this is for all of them.
+        if begun.elapsed() > PATIENCE {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         match stream.read(&mut chunk)? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             count => bytes.extend_from_slice(&chunk[..count]),

@@ -55,7 +55,12 @@ impl Progress {
 
     pub(super) fn swapped(&self, place: u32, swap: &Swap) {
         let (verdict, ms) = (swap.report.verdict, millis(swap.end - swap.start));
-        self.say(format!("swap {} of {}: {verdict}, {ms:.0} ms", place + 1, self.swaps));
+        let (place, swaps) = (place + 1, self.swaps);
+        if swap.successor != Successor::Serves && swap.is_as_expected() {
+            self.say(format!("swap {place} of {swaps} {verdict} as planned"));
+        } else {
+            self.say(format!("swap {place} of {swaps}: {verdict}, {ms:.0} ms"));
+        }
     }
 
     pub(super) fn reads_back(&self) {
@@ -171,7 +176,7 @@ impl Summary {
         row("lost writes", grouped(lost_writes), "");
         row("longest pause", in_ms(self.numbers.longest_pause_ms), "that a client saw");
         let gap = self.numbers.accept_gap_ms.map_or("not known".to_owned(), in_ms);
-        row("nobody accepted", gap, "at most; connections waited");
+        row("nobody accepted", gap, "in the worst swap; clients waited");
         text
     }
 
