@@ -3,50 +3,20 @@
 //! A daemon becomes handoff-aware with [`Daemon`], whose one code path is both the cold start and
 //! the takeover:
 //!
-//! ```no_run
-//! use std::net::TcpListener;
-//! use handoff_blocking::{
-//!     Config, Daemon, DrainContext, DrainReport, Hooks, HookError, Readiness, SealContext, SealReport,
-//! };
-//!
-//! struct Program; // what accepts, and what holds the data
-//!
-//! impl Hooks for Program {
-//!     fn drain(&mut self, _: &DrainContext) -> Result<DrainReport, HookError> {
-//!         // stop accepting, wait for what is in flight
-//!         Ok(DrainReport { open_conns_remaining: 0, accept_closed: true })
-//!     }
-//!     fn seal(&mut self, _: &SealContext) -> Result<SealReport, HookError> {
-//!         // flush, fsync, close; acknowledge no write from here on
-//!         Ok(SealReport::default())
-//!     }
-//!     fn resume(&mut self) -> Result<(), HookError> {
-//!         // the handoff is off: open again, accept again
-//!         Ok(())
-//!     }
-//! }
-//!
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let mut daemon = Daemon::from_env(Config::new("/run/kv/control.sock", "/var/lib/kv"))?;
-//! let http = daemon.listener("http", || TcpListener::bind("127.0.0.1:8080"))?;
-//! // Warm up here: the old process still serves.
-//! let grant = match daemon.begin() {
-//!     Ok(grant) => grant,
-//!     Err(ended) => std::process::exit(ended.exit_code().into()),
-//! };
-//! // The lock is ours: open the data in grant.data_dir(), accept on `http`.
-//! # let _ = http;
-//! let ready = Readiness { listening_on: vec![], healthz_ok: true, revisions: vec![] };
-//! let ended = match grant.ready(ready) {
-//!     Ok(serving) => serving.run(Program),
-//!     Err(ended) => ended,
-//! };
-//! std::process::exit(ended.exit_code().into());
-//! # }
+//! ```text
+//! Daemon::from_env ── listener ── (warm up) ── begin ─→ Grant ── (open) ── ready ─→ Serving ── run(hooks) ─→ Ended
 //! ```
+//!
+//! [`Daemon::begin`] blocks until the data directory's lock is held, [`Serving::run`] until this
+//! process has no further part to play. The README shows all of it in forty lines, and
+//! `examples/kv.rs` is a whole daemon.
 //!
 //! The protocol runs on one thread beside the program's own; hooks run on the thread that calls
 //! [`Serving::run`]. [`Supervisor`] is the other side: it holds the listeners and swaps the daemon.
+
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
 
 mod daemon;
 mod reactor;
