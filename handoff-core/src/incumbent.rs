@@ -630,7 +630,7 @@ impl Incumbent {
             Outcome::Claimed(result) => return self.claimed(now, result, out),
             Outcome::Watched(_) => {
                 self.watching = false;
-                if let Some(pid) = self.to_watch.take() {
+                if let (Some(pid), State::Handoff(_)) = (self.to_watch.take(), &self.state) {
                     self.watch(pid, out);
                 }
                 return;
