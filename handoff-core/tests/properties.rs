@@ -957,7 +957,9 @@ impl Base {
             Output::Do(effect) => {
                 let kind = supervisor_kind(&effect);
                 let beside = self.in_flight.iter().any(|other| supervisor_kind(other) == kind);
-                assert!(!beside, "{effect:?} twice while {state}");
+                // A signal's completion is tied to nothing: what it did is seen in what it ends.
+                let signal = matches!(effect, supervisor::Effect::Signal { .. });
+                assert!(!beside || signal, "{effect:?} twice while {state}");
                 if let supervisor::Effect::Signal { pid, signal } = effect {
                     if signal == daemon::Signal::Term {
                         self.terms.insert(pid, self.now);

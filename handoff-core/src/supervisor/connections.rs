@@ -66,7 +66,8 @@ impl Supervisor {
     ) {
         // Silence is worse a sign than an end: who has closed may be opening its data by itself (R3).
         let timing = self.config.timing;
-        let patience = if why.is_some() { timing.hung } else { timing.unanswered };
+        let silent = matches!(why, Some((Reason::SuccessorExited, _)));
+        let patience = if silent { timing.hung } else { timing.unanswered };
         let Some(swap) = self.swap() else { return };
         let (at, promoted) = (swap.at, swap.promoted);
         match (peer, at) {

@@ -76,8 +76,10 @@ impl Supervisor {
     /// The incumbent counts as gone: the successor is left to serve, however late (R5).
     pub(super) fn promote(&mut self, now: Instant, out: &mut Out) {
         let allowed = self.config.promote;
-        let hung = now + self.config.timing.hung;
+        let timing = self.config.timing;
         let Some(swap) = self.swap() else { return };
+        // One that has hung up may have a hook to wait for (R7) before it says Hello again.
+        let patience = if swap.incumbent.hung_up { timing.unanswered } else { timing.hung };
         if !allowed || swap.successor.exited {
             return self.end_successor(now, out);
         }
@@ -93,7 +95,7 @@ impl Supervisor {
             self.recheck_later(now);
         } else {
             self.goto(At::Promoting);
-            self.timers.set(Timer::Hung, hung);
+            self.timers.set(Timer::Hung, now + patience);
             self.want_check(out);
         }
     }

@@ -119,6 +119,8 @@ struct Incumbent {
     link: Link,
     /// X2: its silence means something, and its answers can be told apart.
     steady: bool,
+    /// It closed its connection itself, so it may be resuming, and say Hello when it has.
+    hung_up: bool,
     exited: bool,
 }
 
@@ -822,6 +824,8 @@ impl Supervisor {
                 self.fail(now, Reason::SuccessorHelloTimeout, detail, out);
             }
             Timer::Hello(Peer::Incumbent) => {
+                // It may serve one connection at a time, and is about to be probed.
+                self.close(Peer::Incumbent, out);
                 let detail = "the incumbent did not say Hello".to_string();
                 self.fail(now, Reason::IncumbentLost, detail, out);
             }
@@ -1005,6 +1009,9 @@ impl Machine for Supervisor {
             Input::Closed { from, how } => {
                 if !self.hung_up(from) {
                     return;
+                }
+                if let (Peer::Incumbent, Some(swap)) = (from, self.swap()) {
+                    swap.incumbent.hung_up = true;
                 }
                 let why = match how {
                     Hangup::Eof => None,
