@@ -63,7 +63,7 @@ fn one_death_in_two_handoffs() {
 #[test]
 fn two_faults() {
     let rules = Rules { faults: 2, crashes: true, breaks: true, aborts: true, ..Rules::HANDOFF };
-    closes(Origin::Settled, rules, 132_259);
+    closes(Origin::Settled, rules, 132_490);
 }
 
 // What the search would find: with a bug planted there is a run that shows it.

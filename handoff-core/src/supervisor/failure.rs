@@ -68,7 +68,7 @@ impl Supervisor {
             At::Asking | At::Promoting => self.end_successor(now, out),
             At::Opening if swap.promoted => self.end_successor(now, out),
             // It is there after all: a successor that is not fit to serve is not needed.
-            At::Verifying => swap.promoted = swap.incumbent.exited,
+            At::Verifying => swap.back = true,
             _ => {}
         }
     }
@@ -84,6 +84,7 @@ impl Supervisor {
             return self.end_successor(now, out);
         }
         swap.promoted = true;
+        swap.back = false;
         let (ready, begun) = (swap.ready.is_some(), swap.successor.begun);
         out.push(Output::Event(Event::Phase(Phase::Promote)));
         self.timers.retain(|t| !matches!(t, Timer::Ask | Timer::Deadline | Timer::Drain));

@@ -107,6 +107,8 @@ struct Swap {
     ready: Option<Ready>,
     /// The incumbent counts as gone: the successor is the only one left (R5).
     promoted: bool,
+    /// It answered after all, when the successor was ready.
+    back: bool,
     /// The incumbent was sent a signal to end: its answers mean nothing any more.
     doomed: bool,
     trouble: Option<Trouble>,
@@ -344,6 +346,7 @@ impl Supervisor {
             seal_failed: false,
             ready: None,
             promoted: false,
+            back: false,
             doomed: false,
             trouble: None,
             at: At::Probing,
@@ -542,7 +545,7 @@ impl Supervisor {
         let objection = self.objection(lock);
         let Some(swap) = self.swap() else { return };
         match objection {
-            Some(trouble) if swap.promoted || swap.incumbent.exited => {
+            Some(trouble) if (swap.promoted && !swap.back) || swap.incumbent.exited => {
                 swap.trouble = Some(trouble);
                 self.commit(now, out);
             }
