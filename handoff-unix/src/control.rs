@@ -129,7 +129,7 @@ impl ControlPath {
 
     /// Removes staging sockets whose process is gone, and nothing else (R6).
     ///
-    /// For the holder of the data directory's lock, before it stages its own. Of this process's
+    /// For the holder of the data directory's lock, and for who has reaped a process. Of this process's
     /// own sockets those still in use stay. What cannot be removed is logged and left.
     pub fn remove_stale(&self) {
         let entries = match fs::read_dir(&self.parent) {

@@ -216,6 +216,8 @@ impl SupervisorHost {
                     }
                     own_groups(&groups).remove(&pid);
                 }
+                // Whoever held the lock meanwhile may have found the process still alive (R6, I6).
+                control.remove_stale();
                 Completion(Done::Outcome(Outcome::Reaped { pid }))
             }),
             Effect::Journal(entry) => {
