@@ -18,7 +18,7 @@ use handoff_core::daemon::{
 use handoff_core::driver::ActionOf;
 use handoff_core::{Input, Machine as _};
 use handoff_unix::control::{ACCEPT_PAUSE, ControlPath, ControlSocket};
-use handoff_unix::host::DaemonHost;
+use handoff_unix::host::{DaemonHost, log};
 use handoff_unix::inherit::{Inherited, Role};
 use handoff_unix::probe::Users;
 use handoff_unix::stream::ControlStream;
@@ -562,12 +562,7 @@ impl Back {
                 return Some(ended);
             }
             ActionOf::<core::Daemon>::Event(event) => {
-                let state = self.reactor.machine().state_name();
-                if event.is_trouble() {
-                    tracing::warn!(state, "handoff: {event}");
-                } else {
-                    tracing::info!(state, "handoff: {event}");
-                }
+                log(self.reactor.machine().state_name(), event.is_trouble(), &event);
             }
             ActionOf::<core::Daemon>::Close { .. } => {}
         }

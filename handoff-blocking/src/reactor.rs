@@ -69,16 +69,18 @@ pub(crate) struct Reactor<M: Machine, T> {
     actions: Vec<ActionOf<M>>,
     /// When the sockets were last looked at.
     looked: Instant,
-    introductions: Vec<(M::Peer, Credentials)>,
+
     /// Some connection had more to read than its share.
     more: bool,
     buffer: Box<[u8]>,
 }
 
 /// What a turn of the loop came back with.
-pub(crate) struct Turn<T> {
+pub(crate) struct Turn<P, T> {
     /// Which of the extra descriptors have something to tell.
     pub(crate) extra: Vec<usize>,
+    /// Who said who it is with its first bytes.
+    pub(crate) introduced: Vec<(P, Credentials)>,
     /// What was mailed.
     pub(crate) mail: Vec<T>,
 }
@@ -97,7 +99,7 @@ impl<M: Machine, T: Send + 'static> Reactor<M, T> {
             mail,
             actions: Vec::new(),
             looked: Instant::ORIGIN,
-            introductions: Vec::new(),
+
             more: false,
             buffer,
         })
@@ -121,22 +123,12 @@ impl<M: Machine, T: Send + 'static> Reactor<M, T> {
         !self.actions.is_empty()
     }
 
-    /// Who was introduced since the last call.
-    pub(crate) fn introductions(&mut self) -> Vec<(M::Peer, Credentials)> {
-        std::mem::take(&mut self.introductions)
-    }
-
     pub(crate) fn add(&mut self, peer: M::Peer, mut stream: ControlStream) {
         let cred = stream.introduction();
         self.streams.push((peer, stream));
         if let Some(cred) = cred {
-            self.introduce(peer, cred);
+            self.driver.opened(self.clock.now(), peer, cred, &mut self.actions);
         }
-    }
-
-    fn introduce(&mut self, peer: M::Peer, cred: Credentials) {
-        self.introductions.push((peer, cred));
-        self.driver.opened(self.clock.now(), peer, cred, &mut self.actions);
     }
 
     pub(crate) fn handle(&mut self, input: InputOf<M>) {
@@ -164,7 +156,7 @@ impl<M: Machine, T: Send + 'static> Reactor<M, T> {
         &mut self,
         extra: &[BorrowedFd<'_>],
         limit: Option<Duration>,
-    ) -> io::Result<Turn<T>> {
+    ) -> io::Result<Turn<M::Peer, T>> {
         self.flush();
         let timeout = if self.actions.is_empty() && !self.more {
             self.driver.deadline().map(|deadline| self.clock.until(deadline.at))
@@ -197,10 +189,11 @@ impl<M: Machine, T: Send + 'static> Reactor<M, T> {
             .map(|(s, _)| s.0)
             .collect();
         self.more = false;
+        let mut introduced = Vec::new();
         for peer in readable {
-            self.more |= self.read(peer);
+            self.more |= self.read(peer, &mut introduced);
         }
-        Ok(Turn { extra, mail: self.mail.try_iter().collect() })
+        Ok(Turn { extra, introduced, mail: self.mail.try_iter().collect() })
     }
 
     /// Tells the time, if a deadline has come. To be called once what a turn brought was handed in.
@@ -212,7 +205,7 @@ impl<M: Machine, T: Send + 'static> Reactor<M, T> {
     }
 
     /// Reads a connection; whether there may be more than its share.
-    fn read(&mut self, peer: M::Peer) -> bool {
+    fn read(&mut self, peer: M::Peer, introduced: &mut Vec<(M::Peer, Credentials)>) -> bool {
         let mut share = 0;
         while share < SHARE {
             let Some((_, stream)) = self.streams.iter_mut().find(|(name, _)| *name == peer) else {
@@ -223,7 +216,8 @@ impl<M: Machine, T: Send + 'static> Reactor<M, T> {
                 Ok(count) if count > 0 => {
                     share += count;
                     if let Some(cred) = stream.introduction() {
-                        self.introduce(peer, cred);
+                        introduced.push((peer, cred));
+                        self.driver.opened(now, peer, cred, &mut self.actions);
                     }
                     self.driver.received(now, peer, &self.buffer[..count], &mut self.actions);
                 }

@@ -6,7 +6,7 @@ use handoff_core::driver::ActionOf;
 use handoff_core::supervisor::{self as core, Command, Entry, Event, Outcome, Report, Spec};
 use handoff_core::{HandoffId, Input, Machine as _};
 use handoff_unix::control::ControlPath;
-use handoff_unix::host::{Completion, SupervisorHost};
+use handoff_unix::host::{Completion, SupervisorHost, log};
 use handoff_unix::probe::Users;
 use handoff_unix::process::PidFd;
 use handoff_unix::spawn::{Launch, become_subreaper, name_problem};
@@ -287,11 +287,7 @@ impl Supervisor {
                 }
                 ActionOf::<core::Supervisor>::Event(event) => {
                     let state = self.reactor.machine().state_name();
-                    if event.is_trouble() {
-                        tracing::warn!(state, "handoff: {event}");
-                    } else {
-                        tracing::info!(state, "handoff: {event}");
-                    }
+                    log(state, event.is_trouble(), &event);
                     result = result.or(stop(event));
                 }
                 ActionOf::<core::Supervisor>::Cancel
@@ -321,7 +317,12 @@ impl Supervisor {
                 Mail::Done(completion) => self.complete(completion),
             }
         }
-        self.watch_introduced();
+        // A successor that a wrapper started is watched from when it says who it is (C1).
+        for (peer, cred) in turn.introduced {
+            if let Some(process) = self.host.introduced(peer, cred) {
+                self.watch_too(process);
+            }
+        }
         self.reactor.tick();
         Ok(gone)
     }
@@ -347,15 +348,6 @@ impl Supervisor {
         let known = |other: &PidFd| other.pid() == process.pid() && !other.has_exited();
         if !self.watched.iter().any(known) {
             self.watched.push(process);
-        }
-    }
-
-    /// A successor that a wrapper started is watched from when it says who it is (C1).
-    fn watch_introduced(&mut self) {
-        for (peer, cred) in self.reactor.introductions() {
-            if let Some(process) = self.host.introduced(peer, cred) {
-                self.watch_too(process);
-            }
         }
     }
 }

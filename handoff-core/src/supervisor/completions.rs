@@ -65,18 +65,14 @@ impl Supervisor {
                 let detail = format!("the successor ended: {status}");
                 match at {
                     At::Asking | At::Promoting => self.end_successor(now, out),
-                    // The incumbent may not have read Commit, or not have obeyed it.
-                    At::Committing => {
+                    // The incumbent may be back, or not have read Commit, or not have obeyed it.
+                    At::Opening | At::Verifying | At::Committing
+                        if swap.promoted || at == At::Committing =>
+                    {
                         let reason = Reason::SuccessorExited;
                         swap.trouble = Some(Trouble { reason, detail });
                         self.end_successor(now, out);
                     }
-                    At::Opening | At::Verifying if swap.promoted => {
-                        let reason = Reason::SuccessorExited;
-                        swap.trouble = Some(Trouble { reason, detail });
-                        self.end_successor(now, out);
-                    }
-
                     At::Ending | At::Confirming => {
                         // The end of its connection was seen first, and this is why.
                         if swap.trouble_is(Reason::SuccessorExited) {
@@ -93,7 +89,8 @@ impl Supervisor {
                     | At::Drained
                     | At::Sealing
                     | At::Opening
-                    | At::Verifying => self.fail(now, Reason::SuccessorExited, detail, out),
+                    | At::Verifying
+                    | At::Committing => self.fail(now, Reason::SuccessorExited, detail, out),
                 }
             }
         }

@@ -11,3 +11,12 @@ pub use supervisor::{Completion, Finished, SupervisorHost};
 
 /// Work that may block, and gives `T`.
 pub type Job<T> = Box<dyn FnOnce() -> T + Send>;
+
+/// The log line of an event: a warning where somebody should look at it. `state` is the machine's.
+pub fn log(state: &str, trouble: bool, event: &dyn std::fmt::Display) {
+    if trouble {
+        tracing::warn!(state, "handoff: {event}");
+    } else {
+        tracing::info!(state, "handoff: {event}");
+    }
+}
