@@ -85,13 +85,15 @@ impl<P> Channel<P> {
 pub struct Driver<M: Machine> {
     machine: M,
     channels: Vec<Channel<M::Peer>>,
+    /// Room for what an input brings; empty between inputs.
+    outputs: Vec<Output<M::Peer, M::Effect, M::Event>>,
 }
 
 impl<M: Machine> Driver<M> {
     /// A driver without connections.
     #[must_use]
     pub const fn new(machine: M) -> Self {
-        Self { machine, channels: Vec::new() }
+        Self { machine, channels: Vec::new(), outputs: Vec::new() }
     }
 
     /// The machine, to look at.
@@ -213,9 +215,9 @@ impl<M: Machine> Driver<M> {
 
     /// Hands an input to the machine: a completion, a command. Appends what is left to do.
     pub fn handle(&mut self, now: Instant, input: InputOf<M>, actions: &mut Vec<ActionOf<M>>) {
-        let mut outputs = Vec::new();
+        let mut outputs = core::mem::take(&mut self.outputs);
         self.machine.handle(now, input, &mut outputs);
-        for output in outputs {
+        for output in outputs.drain(..) {
             match output {
                 Output::Send { to, message } => {
                     // C4: a report of progress that nobody reads is worth no memory.
@@ -248,6 +250,7 @@ impl<M: Machine> Driver<M> {
                 Output::Event(event) => actions.push(Action::Event(event)),
             }
         }
+        self.outputs = outputs;
     }
 
     fn channel(&mut self, peer: M::Peer) -> Option<&mut Channel<M::Peer>> {

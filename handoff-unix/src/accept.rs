@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
-use crate::poll::wait;
+use crate::inherit::{InheritError, Inherited};
+use crate::poll::{ready, wait};
 use crate::wake::Waker;
 
 /// How long a process that is out of descriptors waits for one to be closed.
@@ -27,7 +28,7 @@ mod sealed {
 }
 
 /// A listener an [`Acceptor`] can serve: std's for TCP and for Unix sockets.
-pub trait Listener: AsFd + sealed::Sealed {
+pub trait Listener: AsFd + Sized + sealed::Sealed {
     /// A connection.
     type Stream;
     /// The address of its peer.
@@ -36,6 +37,12 @@ pub trait Listener: AsFd + sealed::Sealed {
     /// Accepts one connection, in blocking mode and close-on-exec.
     #[doc(hidden)]
     fn accept_one(&self) -> io::Result<(Self::Stream, Self::Address)>;
+    /// Puts a connection into non-blocking mode.
+    #[doc(hidden)]
+    fn unblock(stream: &Self::Stream) -> io::Result<()>;
+    /// Takes the inherited listener of that name.
+    #[doc(hidden)]
+    fn take(inherited: &mut Inherited, name: &str) -> Result<Option<Self>, InheritError>;
 }
 
 impl Listener for TcpListener {
@@ -45,6 +52,14 @@ impl Listener for TcpListener {
     fn accept_one(&self) -> io::Result<(TcpStream, SocketAddr)> {
         self.accept()
     }
+
+    fn unblock(stream: &TcpStream) -> io::Result<()> {
+        stream.set_nonblocking(true)
+    }
+
+    fn take(inherited: &mut Inherited, name: &str) -> Result<Option<Self>, InheritError> {
+        inherited.take_tcp(name)
+    }
 }
 
 impl Listener for UnixListener {
@@ -53,6 +68,14 @@ impl Listener for UnixListener {
 
     fn accept_one(&self) -> io::Result<(UnixStream, Self::Address)> {
         self.accept()
+    }
+
+    fn unblock(stream: &UnixStream) -> io::Result<()> {
+        stream.set_nonblocking(true)
+    }
+
+    fn take(inherited: &mut Inherited, name: &str) -> Result<Option<Self>, InheritError> {
+        inherited.take_unix(name)
     }
 }
 
@@ -86,6 +109,45 @@ struct GateState {
     stopped: bool,
     /// A thread is between poll and having handed its connection over.
     busy: bool,
+}
+
+/// What waited on a listener.
+#[derive(Debug)]
+pub enum Waiting<C> {
+    /// A connection.
+    Connection(C),
+    /// Nothing, or something that came to nothing: wait until the listener is readable.
+    Nothing,
+    /// A connection that cannot be taken for want of something: leave it alone for so long.
+    Shortage(Duration, io::Error),
+}
+
+/// Takes the connection that waits, if one does, without waiting for one: for a listener in either
+/// mode, which is not changed (R13). The stream is non-blocking.
+///
+/// With a listener in blocking mode another process that accepts at the same time can still snatch
+/// the connection that was seen, and then this blocks until the next one; see [`Acceptor`].
+///
+/// # Errors
+///
+/// The listener's own, which will not pass.
+#[allow(clippy::type_complexity)]
+pub fn accept_waiting<L: Listener>(listener: &L) -> io::Result<Waiting<(L::Stream, L::Address)>> {
+    if !ready(listener, PollFlags::IN, Some(Duration::ZERO))? {
+        return Ok(Waiting::Nothing);
+    }
+    let accepted = listener.accept_one().and_then(|(stream, address)| {
+        L::unblock(&stream)?;
+        Ok((stream, address))
+    });
+    match accepted {
+        Ok(connection) => Ok(Waiting::Connection(connection)),
+        Err(error) => match Trouble::of(&error) {
+            Trouble::Connection => Ok(Waiting::Nothing),
+            Trouble::Shortage => Ok(Waiting::Shortage(SHORTAGE_PAUSE, error)),
+            Trouble::Listener => Err(error),
+        },
+    }
 }
 
 impl<L: Listener> Acceptor<L> {

@@ -256,6 +256,11 @@ impl Inherited {
         self.listeners.iter().map(|(name, fd)| (name.as_str(), fd.as_fd()))
     }
 
+    /// Closes the descriptors nobody has taken.
+    pub fn close_unclaimed(&mut self) {
+        self.listeners.clear();
+    }
+
     fn take_kind(&mut self, name: &str, kind: Kind) -> Result<Option<OwnedFd>, InheritError> {
         use std::os::fd::AsRawFd;
         let Some(at) = self.listeners.iter().position(|(n, _)| n == name) else {

@@ -11,7 +11,8 @@
 //! | [`journal`] | the supervisor's journal file | R9 |
 //! | [`wake`] | waking a thread that polls | |
 //! | [`stream`], [`probe`] | control connections, and asking who serves | C1, C6, R12 |
-//! | [`host`] | the machines' effects, carried out with all of these | R8 |
+//! | [`effects`] | the machines' effects, carried out with all of these | R8 |
+//! | [`host`] | the machines with their sockets and clock: what adapters drive | T5 |
 //! | [`accept`] | accepting until told to stop, on a listener in either mode | R13, C2 |
 //!
 //! Nothing here waits on or signals a process it was not given by the caller, and nothing
@@ -24,6 +25,7 @@ compile_error!("handoff-unix needs Linux with glibc 2.34 or later (posix_spawn e
 pub mod accept;
 mod clock;
 pub mod control;
+pub mod effects;
 pub mod host;
 pub mod inherit;
 pub mod journal;

@@ -30,6 +30,15 @@ pub fn wait(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<usi
     }
 }
 
+/// Waits until `fd` is readable, or the time is over; whether it is. As [`wait`] otherwise.
+///
+/// # Errors
+///
+/// As [`wait`].
+pub fn readable(fd: &impl AsFd, timeout: Option<Duration>) -> io::Result<bool> {
+    ready(fd, PollFlags::IN, timeout)
+}
+
 pub(crate) fn ready(
     fd: &impl AsFd,
     flags: PollFlags,

@@ -1,164 +1,281 @@
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use handoff_core::daemon::{LockFailure, OsEffect, Outcome, Probed, Signal};
+use handoff_core::daemon::{self as core, Command, ConnId, Effect, Ended, Event, Hook, Timing};
+use handoff_core::driver::ActionOf;
+use handoff_core::{Input, Machine as _};
 
-use super::Job;
-use crate::control::{ControlPath, ControlPathError, ControlSocket};
-use crate::lock::{DataDirLock, LockError};
-use crate::probe::{Users, probed};
-use crate::process::{self, PidFd};
+use super::hooks::Off;
+use super::program::{HookCall, Mail, Post, Program, Request, failed};
+use super::reactor::{Look, Reactor};
+use super::{StartError, log};
+use crate::control::{ACCEPT_PAUSE, ControlPath, ControlSocket};
+use crate::effects::{DaemonEffects, Job};
+use crate::inherit::{Inherited, Role};
+use crate::probe::Users;
+use crate::stream::ControlStream;
 
-/// What a daemon's effects act on: its lock, its control socket, its successor.
-///
-/// Cloning it gives another handle to the same. The lock is let go by
-/// [`OsEffect::ReleaseLock`] and by the end of the process only: dropping the host keeps it, because
-/// the program may still be writing (R7).
+/// The name of the control listener's descriptor.
+const LISTENER: u64 = 0;
+
+/// Where a daemon lives and what it calls itself.
 #[derive(Clone, Debug)]
-pub struct DaemonHost {
-    control: ControlPath,
+pub struct Config {
+    control_path: PathBuf,
     data_dir: PathBuf,
-    users: Users,
-    lock: Arc<Mutex<Held>>,
-    socket: Arc<Mutex<Option<Arc<ControlSocket>>>>,
-    successor: Arc<Mutex<Option<PidFd>>>,
+    build_id: Vec<u8>,
+    allowed_uids: Vec<u32>,
+    timing: Timing,
 }
 
-/// The lock, while it is held. It goes by being released or with the process, never by a drop.
-#[derive(Debug, Default)]
-struct Held(Option<DataDirLock>);
+impl Config {
+    /// The control path, at which supervisors find the daemon, and the data directory, whose lock
+    /// decides who writes.
+    pub fn new(control_path: impl Into<PathBuf>, data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            control_path: control_path.into(),
+            data_dir: data_dir.into(),
+            build_id: Vec::new(),
+            allowed_uids: Vec::new(),
+            timing: Timing::default(),
+        }
+    }
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        std::mem::forget(self.0.take());
+    /// What this build calls itself, at most 1 KiB of it: a commit, a version.
+    #[must_use]
+    pub fn build_id(mut self, build_id: impl Into<Vec<u8>>) -> Self {
+        self.build_id = build_id.into();
+        self.build_id.truncate(1024);
+        self
+    }
+
+    /// Lets supervisors of further users speak to this daemon (R12).
+    #[must_use]
+    pub fn allow_uid(mut self, uid: u32) -> Self {
+        self.allowed_uids.push(uid);
+        self
+    }
+
+    /// Replaces the protocol's durations.
+    #[must_use]
+    pub const fn timing(mut self, timing: Timing) -> Self {
+        self.timing = timing;
+        self
     }
 }
 
-fn own<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// What a [`DaemonHost`] leaves to its adapter.
+#[must_use = "work that is not done never completes"]
+pub enum DaemonWork {
+    /// To be run where it may block. It reports to the host by itself.
+    Job(Job<()>),
+    /// To be passed on to the program.
+    Program(Request),
+}
+
+/// A daemon's machine on this system.
+///
+/// Its adapter repeats: [`work`](Self::work) until there is no more work, then, unless it has
+/// [ended](Self::has_ended), wait until the descriptor is readable, then [`turn`](Self::turn).
+/// Nothing in it blocks.
+///
+/// Dropping it closes its connections. The lock is not released by that, because the program may
+/// still be writing: it goes with the process.
+#[derive(Debug)]
+pub struct DaemonHost {
+    reactor: Reactor<core::Daemon, Mail>,
+    effects: DaemonEffects,
+    /// Of the hook that was asked for last.
+    off: Off,
+    /// The control listener that is watched.
+    listener: Option<Arc<ControlSocket>>,
+    /// The last connection that waited could not be taken.
+    short: bool,
+    ended: bool,
 }
 
 impl DaemonHost {
-    /// A host that holds nothing yet.
-    #[must_use]
-    pub fn new(control: ControlPath, data_dir: PathBuf, users: Users) -> Self {
-        Self {
-            control,
-            data_dir,
-            users,
-            lock: Arc::default(),
-            socket: Arc::default(),
-            successor: Arc::default(),
-        }
-    }
-
-    /// The control socket, once there is one. It may change when the control path is claimed again.
-    #[must_use]
-    pub fn socket(&self) -> Option<Arc<ControlSocket>> {
-        own(&self.socket).clone()
-    }
-
-    /// The work that carries out an effect.
-    #[must_use]
-    pub fn job(&self, effect: OsEffect) -> Job<Outcome> {
-        let host = self.clone();
-        Box::new(move || host.run(&effect))
-    }
-
-    fn run(&self, effect: &OsEffect) -> Outcome {
-        match effect {
-            OsEffect::TakeLock => Outcome::Lock(self.take_lock()),
-            OsEffect::ReleaseLock => Outcome::Released(self.release_lock()),
-            OsEffect::StagePath => {
-                self.control.remove_stale();
-                Outcome::Staged(self.stage().map(drop).map_err(|error| error.to_string()))
+    /// Reads what a supervisor passed on (R13). Nothing is locked, bound or opened.
+    ///
+    /// To be called once, early: where the supervisor gave no budget for a warm-up, Hello is said in
+    /// the first turn (C3).
+    ///
+    /// # Errors
+    ///
+    /// A control path too long for a socket or in no directory, an environment that does not hold
+    /// together, a descriptor that cannot be had.
+    pub fn from_env(config: Config) -> Result<(Self, Program), StartError> {
+        let control = ControlPath::new(config.control_path)?;
+        control.check_directory()?;
+        let mut inherited = Inherited::from_env()?;
+        let mut settings =
+            core::Config::new(std::process::id(), rustix::process::geteuid().as_raw());
+        settings.build_id = config.build_id;
+        let users = Users(config.allowed_uids.clone());
+        settings.allowed_uids = config.allowed_uids;
+        settings.timing = config.timing;
+        let machine = match inherited.role() {
+            Role::Cold => core::Daemon::cold(settings),
+            Role::Successor => {
+                core::Daemon::successor(settings, inherited.hello_budget().is_some())
             }
-            OsEffect::ClaimPath => {
-                let claimed = self.claim().map_err(|error| error.to_string());
-                self.control.remove_stale();
-                Outcome::Claimed(claimed)
-            }
-            OsEffect::Probe => Outcome::Probed(self.probe()),
-            OsEffect::WatchSuccessor { pid } => Outcome::Watched(self.watch(*pid)),
-            OsEffect::SignalSuccessor(signal) => Outcome::Signalled(self.signal(*signal)),
-        }
-    }
-
-    fn take_lock(&self) -> Result<(), LockFailure> {
-        match DataDirLock::try_take(&self.data_dir) {
-            Ok(lock) => {
-                own(&self.lock).0 = Some(lock);
-                Ok(())
-            }
-            Err(LockError::Held { holder, .. }) => Err(LockFailure::Held { holder }),
-            Err(error @ LockError::Shortage { .. }) => {
-                Err(LockFailure::Shortage(error.to_string()))
-            }
-            Err(error @ LockError::Unusable { .. }) => {
-                Err(LockFailure::Unusable(error.to_string()))
-            }
-        }
-    }
-
-    fn release_lock(&self) -> Result<(), String> {
-        match own(&self.lock).0.take() {
-            Some(lock) => lock.release().map_err(|error| {
-                format!("the lock on {} could not be released: {error}", self.data_dir.display())
-            }),
-            None => Ok(()),
-        }
-    }
-
-    fn stage(&self) -> Result<Arc<ControlSocket>, ControlPathError> {
-        let socket = Arc::new(self.control.stage()?);
-        *own(&self.socket) = Some(Arc::clone(&socket));
-        Ok(socket)
-    }
-
-    fn claim(&self) -> Result<(), ControlPathError> {
-        if let Some(socket) = self.socket() {
-            if socket.leads_here() {
-                return Ok(());
-            }
-            match socket.publish() {
-                Err(ControlPathError::Lost { .. }) => {}
-                result => return result,
-            }
-        }
-        self.stage()?.publish()
-    }
-
-    fn probe(&self) -> Probed {
-        if self.socket().is_some_and(|socket| socket.leads_here()) {
-            return Probed::Own;
-        }
-        match probed(&self.control, &self.users) {
-            Probed::Answered { pid } if pid == std::process::id() => Probed::Own,
-            found => found,
-        }
-    }
-
-    fn watch(&self, pid: u32) -> Result<(), String> {
-        let watched = PidFd::open(pid).map_err(|e| format!("cannot watch pid {pid}: {e}"));
-        *own(&self.successor) = None;
-        *own(&self.successor) = Some(watched?);
-        Ok(())
-    }
-
-    fn signal(&self, signal: Signal) -> Result<(), String> {
-        let successor = own(&self.successor);
-        let Some(pidfd) = successor.as_ref() else {
-            return Err("the successor is not watched, so it cannot be ended safely".to_string());
         };
-        let sent: io::Result<bool> = pidfd.signal(to_unix(signal));
-        sent.map(drop).map_err(|e| format!("cannot end the successor, pid {}: {e}", pidfd.pid()))
+        let io = |what| move |source| StartError::Io { what, source };
+        let mut reactor = Reactor::new(machine).map_err(io("making the descriptors to wait on"))?;
+        if let Some(stream) = inherited.take_control() {
+            let stream = ControlStream::connected(stream)
+                .map_err(io("reading who is at the other end of the supervisor's connection"))?;
+            reactor.add(ConnId::SUPERVISOR, stream);
+        }
+        let program =
+            Program::new(inherited, config.data_dir.clone(), Post(reactor.mailbox().clone()));
+        let effects = DaemonEffects::new(control, config.data_dir, users);
+        let off = Off::default();
+        let host = Self { reactor, effects, off, listener: None, short: false, ended: false };
+        Ok((host, program))
+    }
+
+    /// What is to be done next. `None` when there is nothing, until the next [`turn`](Self::turn).
+    pub fn work(&mut self) -> Option<DaemonWork> {
+        while !self.ended {
+            match self.reactor.next_action() {
+                Some(ActionOf::<core::Daemon>::Do(Effect::Os(effect))) => {
+                    let (job, to) = (self.effects.job(effect), self.reactor.mailbox().clone());
+                    let report = move || to.send(Mail::Input(Input::Done(job())));
+                    return Some(DaemonWork::Job(Box::new(report)));
+                }
+                Some(ActionOf::<core::Daemon>::Do(Effect::Hook(hook))) => {
+                    self.off = Off::default();
+                    let post = Post(self.reactor.mailbox().clone());
+                    let call = HookCall::new(hook, self.off.clone(), post);
+                    return Some(DaemonWork::Program(Request::Hook(call)));
+                }
+                Some(ActionOf::<core::Daemon>::Cancel) => self.off.set(),
+                Some(ActionOf::<core::Daemon>::Event(Event::Ended(ended))) => {
+                    return Some(self.end(ended));
+                }
+                Some(ActionOf::<core::Daemon>::Event(event)) => {
+                    log(self.reactor.machine().state_name(), event.is_trouble(), &event);
+                }
+                Some(ActionOf::<core::Daemon>::Close { .. }) => {}
+                None => {
+                    self.listen();
+                    self.reactor.settle();
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    /// Takes in what has arrived, and then the time; whether there was anything.
+    ///
+    /// # Errors
+    ///
+    /// The descriptors cannot be waited on: the host is of no use any more, and is to be dropped.
+    pub fn turn(&mut self) -> io::Result<bool> {
+        let Look { any, names, .. } = self.reactor.look()?;
+        if names.contains(&LISTENER) {
+            self.accept();
+        }
+        while let Some(mail) = self.reactor.mail() {
+            match mail {
+                Mail::Input(input) => self.reactor.handle(input),
+                // Whoever let go of it will not serve again, and the data may be half closed.
+                Mail::Dropped(Hook::Resume) => {
+                    tracing::error!(
+                        "handoff: the program does not resume; the lock is kept until it exits"
+                    );
+                    self.ended = true;
+                }
+                Mail::Dropped(hook) => {
+                    let outcome = failed(&hook, "the program let go of it");
+                    self.reactor.handle(Input::Done(outcome));
+                }
+                Mail::Gone => self.reactor.handle(Input::Command(Command::Stop)),
+            }
+        }
+        self.reactor.tick();
+        Ok(any)
+    }
+
+    /// Whether this process has no further part to play: the host is to be dropped.
+    #[must_use]
+    pub const fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    fn end(&mut self, ended: Ended) -> DaemonWork {
+        tracing::info!(%ended, "handoff: this process has no further part");
+        if let Ended::Crash(reason) = &ended {
+            tracing::error!(reason, "handoff: aborting");
+            std::process::abort();
+        }
+        self.ended = true;
+        DaemonWork::Program(Request::Ended(ended))
+    }
+
+    /// Watches the control listener while this process answers on it.
+    fn listen(&mut self) {
+        let answers = self.reactor.machine().answers() && !self.reactor.pauses();
+        let wanted = if answers { self.effects.socket() } else { None };
+        let same = match (&wanted, &self.listener) {
+            (Some(wanted), Some(watched)) => Arc::ptr_eq(wanted, watched),
+            (None, None) => true,
+            _ => false,
+        };
+        if same {
+            return;
+        }
+        if let Some(old) = self.listener.take() {
+            self.reactor.unwatch(old.listener());
+        }
+        if let Some(socket) = wanted {
+            match self.reactor.watch(socket.listener(), LISTENER) {
+                Ok(()) => self.listener = Some(socket),
+                Err(error) => self.pause(&error),
+            }
+        }
+    }
+
+    /// Leaves the control listener alone for a while: what it lacks may be there again then.
+    fn pause(&mut self, error: &io::Error) {
+        if !self.short {
+            tracing::warn!(%error, "handoff: no control connection can be taken for now");
+        }
+        self.short = true;
+        self.reactor.pause(ACCEPT_PAUSE);
+    }
+
+    fn accept(&mut self) {
+        let Some(socket) = self.listener.clone() else { return };
+        loop {
+            if self.reactor.pending() {
+                // A name is free again once its connection was closed, so what is to be closed comes
+                // first.
+                return self.reactor.leave_some();
+            }
+            let stream = match socket.accept() {
+                Ok(Some(stream)) => stream,
+                Ok(None) => return,
+                Err(error) => return self.pause(&error),
+            };
+            self.short = false;
+            let free = (1..).map(ConnId).find(|conn| !self.reactor.has(*conn));
+            match (free, ControlStream::connected(stream)) {
+                (Some(conn), Ok(stream)) => self.reactor.add(conn, stream),
+                (_, Err(error)) => tracing::warn!(%error, "handoff: a connection was dropped"),
+                (None, Ok(_)) => {}
+            }
+        }
     }
 }
 
-pub(super) fn to_unix(signal: Signal) -> process::Signal {
-    match signal {
-        Signal::Term => process::Signal::TERM,
-        Signal::Kill => process::Signal::KILL,
+impl AsFd for DaemonHost {
+    /// Readable when a [`turn`](Self::turn) is due.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reactor.as_fd()
     }
 }

@@ -1,22 +1,91 @@
-//! The effects of the machines, carried out on this system.
+//! The machines on this system: what every adapter has in common.
 //!
-//! A host turns an effect into a [`Job`]: a closure that may block and is run wherever the adapter
-//! keeps such work (a thread, a blocking pool). What it returns goes back into the machine.
+//! A host is a machine with its sockets, its clock and its effects. Everything it waits for is behind
+//! one descriptor, so an adapter is a loop of four steps in its runtime's idiom:
+//!
+//! 1. do the work that [`DaemonHost::work`] or [`SupervisorHost::work`] gives, until there is none:
+//!    a job goes where it may block, a hook to the program, an event to whoever waits for it;
+//! 2. end, if the host has;
+//! 3. wait until the host's descriptor is readable;
+//! 4. call `turn`.
+//!
+//! Nothing in a host blocks, and nothing of it belongs to a runtime. What a program sees, its
+//! [`Hooks`] or [`AsyncHooks`], its [`Config`], its errors, is here too, because it is the same on
+//! every runtime.
 
 mod daemon;
+mod hooks;
+mod program;
+mod reactor;
 mod supervisor;
 
-pub use daemon::DaemonHost;
-pub use supervisor::{Completion, Finished, SupervisorHost};
-
-/// Work that may block, and gives `T`.
-pub type Job<T> = Box<dyn FnOnce() -> T + Send>;
+pub use daemon::{Config, DaemonHost, DaemonWork};
+pub use hooks::{AsyncHooks, DrainContext, HookError, Hooks, Off, SealContext};
+pub use program::{HookCall, Program, Request, Stop};
+pub use supervisor::{Aborter, Handoff, Started, SupervisorConfig, SupervisorHost, SupervisorWork};
 
 /// The log line of an event: a warning where somebody should look at it. `state` is the machine's.
-pub fn log(state: &str, trouble: bool, event: &dyn std::fmt::Display) {
+fn log(state: &str, trouble: bool, event: &dyn std::fmt::Display) {
     if trouble {
         tracing::warn!(state, "handoff: {event}");
     } else {
         tracing::info!(state, "handoff: {event}");
     }
+}
+
+/// Why a daemon or a supervisor could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The control path cannot be used.
+    #[error(transparent)]
+    ControlPath(#[from] crate::control::ControlPathError),
+    /// What the supervisor passed on does not hold together (R13).
+    #[error(transparent)]
+    Inherited(#[from] crate::inherit::InheritError),
+    /// A listener of this name was neither inherited nor could be bound.
+    #[error("the listener {name:?} was not inherited, and cannot be bound: {source}")]
+    Listener {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A successor looked for a listener that its supervisor did not pass on. Bound anew, it would
+    /// strand the clients of the old one (R10).
+    #[error("the supervisor passed on no listener {name:?}; it has: {passed}")]
+    NotInherited {
+        /// The name.
+        name: String,
+        /// What was passed on.
+        passed: String,
+    },
+    /// A supervisor without listeners would strand its daemon's clients (R10).
+    #[error(
+        "the supervisor holds no listeners, so a handoff would strand the daemon's clients; \
+             give it the listeners, or say that there are none with SupervisorConfig::no_listeners"
+    )]
+    NoListeners,
+    /// A handoff or a search is under way already.
+    #[error("the supervisor has not come to the end of what it was asked before")]
+    Busy,
+    /// A listener cannot be passed on under this name (R13).
+    #[error("the listener name {name:?} {problem}")]
+    ListenerName {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Nobody serves, and no daemon could be started.
+    #[error("nobody serves: {0}")]
+    NobodyServes(String),
+    /// The system refused something.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
 }

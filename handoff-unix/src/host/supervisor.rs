@@ -1,393 +1,395 @@
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use handoff_core::Credentials;
-use handoff_core::supervisor::{Effect, Entry, LockState, Outcome, Peer, Step};
-use serde::{Deserialize, Serialize};
+use handoff_core::driver::ActionOf;
+use handoff_core::supervisor::{self as core, Command, Effect, Event, Outcome, Spec};
+use handoff_core::{HandoffId, Input, Machine as _};
 
-use super::{Job, daemon::to_unix};
+use super::reactor::{Look, Mailbox, Reactor};
+use super::{StartError, log};
 use crate::control::ControlPath;
-use crate::journal::{JournalFile, Loaded};
-use crate::lock;
-use crate::probe::{Users, probed};
-use crate::process::{PidFd, ProcessGroup, Signal};
-use crate::spawn::{Child, Launch, SpawnError, SpawnRole, spawn};
-use crate::stream::ControlStream;
+use crate::effects::{Completion, Job, SupervisorEffects};
+use crate::probe::Users;
+use crate::process::PidFd;
+use crate::spawn::{Launch, become_subreaper, name_problem};
 
-/// How long a connection to the control path may take.
-const CONNECT: Duration = Duration::from_secs(5);
-
-/// How often a process group is looked at once its leader is gone: there is no event for it.
-const GROUP_POLL: Duration = Duration::from_millis(2);
-
-/// How long one job waits for a process group to be gone, before the next one does.
-const REAP_SHARE: Duration = Duration::from_millis(100);
-
-/// What a [`Job`] of the supervisor's came to, for [`SupervisorHost::finish`].
-#[derive(Debug)]
-pub struct Completion(Done);
-
-#[derive(Debug)]
-enum Done {
-    Outcome(Outcome),
-    NotReaped(u32),
-    Spawned(Result<(PidFd, Option<UnixStream>), String>),
-    Connected(Result<(ControlStream, Option<PidFd>), String>),
-}
-
-/// What a completion means to the adapter.
-#[derive(Debug)]
-pub struct Finished {
-    /// For the machine.
-    pub outcome: Option<Outcome>,
-    /// What is not done yet: an effect to be given to [`SupervisorHost::job`] once more.
-    pub again: Option<Effect>,
-    /// A connection to read and write from now on. It is introduced before the outcome is given.
-    pub connection: Option<(Peer, ControlStream)>,
-    /// A process to watch from now on.
-    pub watch: Option<PidFd>,
-}
-
-/// What a supervisor's effects act on: listeners, children, the control path, the journal.
-///
-/// Dropping it ends nobody: daemons outlive their supervisor.
-#[derive(Debug)]
-pub struct SupervisorHost {
-    control: ControlPath,
-    data_dir: Option<PathBuf>,
-    users: Users,
-    journal: Option<Arc<JournalFile>>,
-    listeners: Vec<(String, Arc<OwnedFd>)>,
-    launch: Option<(Launch, Duration)>,
-    groups: Arc<Mutex<BTreeMap<u32, Group>>>,
-}
-
-/// A process group that was started here, and with what.
+/// What a supervisor watches over.
 #[derive(Clone, Debug)]
-struct Group {
-    group: Arc<ProcessGroup>,
-    program: Option<PathBuf>,
+pub struct SupervisorConfig {
+    control_path: PathBuf,
+    data_dir: Option<PathBuf>,
+    journal: Option<PathBuf>,
+    no_listeners: bool,
+    core: core::Config,
+}
+
+impl SupervisorConfig {
+    /// A supervisor of the daemon that answers on this control path.
+    pub fn new(control_path: impl Into<PathBuf>) -> Self {
+        Self {
+            control_path: control_path.into(),
+            data_dir: None,
+            journal: None,
+            no_listeners: false,
+            core: core::Config::new(rustix::process::geteuid().as_raw()),
+        }
+    }
+
+    /// Where the daemon's data is: lets the supervisor see who holds the lock (R5, R6).
+    #[must_use]
+    pub fn data_dir(mut self, data_dir: impl Into<PathBuf>) -> Self {
+        self.data_dir = Some(data_dir.into());
+        self
+    }
+
+    /// Where to keep the journal (R9). Without it nothing is kept.
+    #[must_use]
+    pub fn journal(mut self, journal: impl Into<PathBuf>) -> Self {
+        self.journal = Some(journal.into());
+        self
+    }
+
+    /// The daemon has no listeners that a successor would inherit. Without this a supervisor that was
+    /// given none refuses to hand off (R10).
+    #[must_use]
+    pub const fn no_listeners(mut self) -> Self {
+        self.no_listeners = true;
+        self
+    }
+
+    /// Changes policy and durations.
+    #[must_use]
+    pub fn policy(mut self, change: impl FnOnce(&mut core::Config)) -> Self {
+        change(&mut self.core);
+        self
+    }
+}
+
+/// One handoff: what to start and how long things may take.
+#[derive(Clone, Debug)]
+pub struct Handoff {
+    launch: Launch,
+    spec: Spec,
+}
+
+impl Handoff {
+    /// A handoff to what `launch` starts, with the durations of [`Spec::default`].
+    #[must_use]
+    pub fn new(launch: Launch) -> Self {
+        Self { launch, spec: Spec::default() }
+    }
+
+    /// From Prepare to Ready (T5).
+    #[must_use]
+    pub const fn deadline(mut self, deadline: Duration) -> Self {
+        self.spec.deadline = deadline;
+        self
+    }
+
+    /// For the drain (T5).
+    #[must_use]
+    pub const fn drain_grace(mut self, grace: Duration) -> Self {
+        self.spec.drain_grace = grace;
+        self
+    }
+
+    /// For the successor's warm-up (C3).
+    #[must_use]
+    pub const fn warm_up(mut self, budget: Duration) -> Self {
+        self.spec.hello_budget = budget;
+        self
+    }
+}
+
+/// Who serves, as a supervisor found it when it started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Started {
+    /// Its pid.
+    pub pid: u32,
+    /// Whether it was started just now.
+    pub started: bool,
+}
+
+/// Rolls back the handoff under way, from anywhere. Too late once it is committed.
+///
+/// Clones are the same. Dropping one aborts nothing.
+#[derive(Clone, Debug)]
+pub struct Aborter(Mailbox<Mail>);
+
+impl Aborter {
+    /// Asks for it. Without a handoff under way it does nothing.
+    pub fn abort(&self) {
+        self.0.send(Mail::Abort);
+    }
+}
+
+#[derive(Debug)]
+enum Mail {
+    Done(Completion),
+    Abort,
+    /// The daemon is to be looked for: the journal was read.
+    Recovered,
+}
+
+/// What a [`SupervisorHost`] leaves to its adapter.
+#[must_use = "work that is not done never completes"]
+pub enum SupervisorWork {
+    /// To be run where it may block. It reports to the host by itself.
+    Job(Job<()>),
+    /// Something to tell whoever waits for it.
+    Event(Event),
+    /// A process that was watched has ended, and is reaped where it was a child.
+    Exited {
+        /// Its pid.
+        pid: u32,
+        /// How it ended.
+        status: String,
+    },
+}
+
+/// A supervisor's machine on this system, with the listeners.
+///
+/// Its adapter repeats: [`work`](Self::work) until there is no more work, then wait until the
+/// descriptor is readable, then [`turn`](Self::turn). Nothing in it blocks.
+///
+/// Dropping it ends nobody: daemons outlive their supervisor. Between [`Event::Finished`] and the next
+/// handoff there is nothing to lose by that; in the middle of one it is as if the supervisor had died.
+pub struct SupervisorHost {
+    reactor: Reactor<core::Supervisor, Mail>,
+    effects: SupervisorEffects,
+    names: Vec<String>,
+    no_listeners: bool,
+    watched: Vec<(u64, PidFd)>,
+    named: u64,
+    jobs: VecDeque<Job<()>>,
+    exits: VecDeque<(u32, String)>,
+    recovering: bool,
 }
 
 impl SupervisorHost {
-    /// A host without listeners and children.
-    #[must_use]
-    pub fn new(
-        control: ControlPath,
-        data_dir: Option<PathBuf>,
-        journal: Option<PathBuf>,
-        users: Users,
-    ) -> Self {
-        Self {
-            control,
-            data_dir,
-            users,
-            journal: journal.map(|path| Arc::new(JournalFile::new(path))),
-            listeners: Vec::new(),
-            launch: None,
-            groups: Arc::default(),
+    /// A supervisor without listeners. Makes this process the reaper of its daemons' orphans (R14).
+    ///
+    /// # Errors
+    ///
+    /// A control path too long for a socket or in no directory, no descriptors left.
+    pub fn new(config: SupervisorConfig) -> Result<Self, StartError> {
+        let control = ControlPath::new(config.control_path)?;
+        control.check_directory()?;
+        let io = |what| move |source| StartError::Io { what, source };
+        become_subreaper().map_err(io("becoming a subreaper"))?;
+        let users = Users(config.core.allowed_uids.clone());
+        let machine = core::Supervisor::new(config.core);
+        let reactor = Reactor::new(machine).map_err(io("making the descriptors to wait on"))?;
+        Ok(Self {
+            reactor,
+            effects: SupervisorEffects::new(control, config.data_dir, config.journal, users),
+            names: Vec::new(),
+            no_listeners: config.no_listeners,
+            watched: Vec::new(),
+            named: 0,
+            jobs: VecDeque::new(),
+            exits: VecDeque::new(),
+            recovering: false,
+        })
+    }
+
+    /// Keeps a listener, for every daemon it starts from now on to inherit under this name (R13). Its
+    /// mode is not changed.
+    ///
+    /// # Errors
+    ///
+    /// A name that is taken, empty, or has a colon.
+    pub fn listener(&mut self, name: &str, fd: OwnedFd) -> Result<(), StartError> {
+        let taken = self.names.iter().any(|taken| taken == name);
+        let problem = name_problem(name).or(taken.then_some("is given twice"));
+        if let Some(problem) = problem {
+            return Err(StartError::ListenerName { name: name.to_string(), problem });
         }
+        self.names.push(name.to_string());
+        self.effects.listener(name.to_string(), fd);
+        Ok(())
     }
 
-    /// Keeps a listener for every daemon that is started from now on. Its mode is not changed (R13).
-    pub fn listener(&mut self, name: String, fd: OwnedFd) {
-        self.listeners.push((name, Arc::new(fd)));
+    /// Begins to find out who serves; where nobody does and the lock is free, `launch` is started
+    /// (R10, R17). [`Event::Serving`] or [`Event::NobodyServes`] is the end of it.
+    ///
+    /// # Errors
+    ///
+    /// It is busy.
+    pub fn start(&mut self, launch: &Launch) -> Result<(), StartError> {
+        self.check_idle()?;
+        self.effects.launch(launch.clone(), Spec::default().hello_budget);
+        self.recovering = true;
+        let (recover, to) = (self.effects.recover(), self.reactor.mailbox().clone());
+        self.jobs.push_back(Box::new(move || {
+            recover();
+            to.send(Mail::Recovered);
+        }));
+        self.reactor.mailbox().wake();
+        Ok(())
     }
 
-    /// How many listeners it keeps.
-    #[must_use]
-    pub fn listeners(&self) -> usize {
-        self.listeners.len()
-    }
-
-    /// Reads what the supervisor before this one was doing (R10), and counts the processes it had
-    /// started, where they still run, among its own. A journal that cannot be read is set aside, with a warning.
-    pub fn recover(&mut self) -> Option<Entry> {
-        let journal = self.journal.as_ref()?;
-        let payload = match journal.load() {
-            Loaded::Absent => return None,
-            Loaded::Entry { payload, same_boot: true } => payload,
-            Loaded::Entry { same_boot: false, .. } => return None,
-            Loaded::SetAside { moved_to, reason } => {
-                let path = journal.path().display();
-                tracing::warn!(%path, ?moved_to, reason, "the journal cannot be read; it is set aside");
-                return None;
-            }
-        };
-        let Ok(Record { entry, started }) = postcard::from_bytes(&payload) else {
-            tracing::warn!(path = %journal.path().display(), "the journal is of another version");
-            return None;
-        };
-        for (pid, start) in started {
-            if start_time(pid) == Some(start)
-                && let Ok(group) = ProcessGroup::of(pid)
-            {
-                let group = Group { group: Arc::new(group), program: None };
-                self.groups().entry(pid).or_insert(group);
-            }
+    /// Begins a handoff (C, R). [`Event::Finished`] is the end of it.
+    ///
+    /// # Errors
+    ///
+    /// It holds no listeners, or is busy: nothing was done.
+    pub fn handoff(&mut self, handoff: &Handoff) -> Result<(), StartError> {
+        self.check_idle()?;
+        if self.names.is_empty() && !self.no_listeners {
+            return Err(StartError::NoListeners);
         }
-        (entry.step != Step::Idle).then_some(entry)
+        self.effects.launch(handoff.launch.clone(), handoff.spec.hello_budget);
+        let command = Command::Handoff { id: HandoffId::new(), spec: handoff.spec };
+        self.reactor.handle(Input::Command(command));
+        self.reactor.mailbox().wake();
+        Ok(())
     }
 
-    /// Nothing of the journal is left to do: what [`SupervisorHost::recover`] read is not read again.
-    pub fn forget(&mut self) {
-        if let Some(Err(error)) = self.journal.as_ref().map(|journal| journal.clear()) {
-            tracing::warn!(%error, "the journal cannot be cleared");
+    /// Takes in mail, so that an abort that was meant for what came before has nothing to end.
+    fn check_idle(&mut self) -> Result<(), StartError> {
+        self.read_mail();
+        if self.is_idle() { Ok(()) } else { Err(StartError::Busy) }
+    }
+
+    /// Whether nothing is under way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.reactor.machine().idle() && !self.recovering
+    }
+
+    /// A handle that rolls back the handoff under way.
+    #[must_use]
+    pub fn aborter(&self) -> Aborter {
+        Aborter(self.reactor.mailbox().clone())
+    }
+
+    /// Work that ends every daemon it started: SIGTERM, `grace`, SIGKILL, each with all its process
+    /// group, and a bounded wait (R14). It gives the pids that would not die.
+    #[must_use]
+    pub fn end_all(&self, grace: Duration) -> Job<Vec<u32>> {
+        self.effects.end_all(grace)
+    }
+
+    /// What is to be done next. `None` when there is nothing, until the next [`turn`](Self::turn) or
+    /// the next thing that is asked for.
+    pub fn work(&mut self) -> Option<SupervisorWork> {
+        if let Some(job) = self.jobs.pop_front() {
+            return Some(SupervisorWork::Job(job));
         }
-    }
-
-    /// What [`Effect::Spawn`] starts from now on, and the budget it is told (C3).
-    pub fn launch(&mut self, launch: Launch, hello_budget: Duration) {
-        self.launch = Some((launch, hello_budget));
-    }
-
-    /// The processes it started that still run.
-    #[must_use]
-    pub fn own(&self) -> Vec<u32> {
-        self.groups().keys().copied().collect()
-    }
-
-    /// The work that carries out an effect.
-    #[must_use]
-    pub fn job(&self, effect: Effect) -> Job<Completion> {
-        let control = self.control.clone();
-        let groups = Arc::clone(&self.groups);
-        match effect {
-            Effect::Probe => {
-                let users = self.users.clone();
-                done(move || Outcome::Probed(probed(&control, &users)))
-            }
-            Effect::Spawn { successor } => {
-                let (launch, listeners) = (self.launch.clone(), self.listeners.clone());
-                Box::new(move || {
-                    let program = launch.as_ref().map(|(launch, _)| launch.program.clone());
-                    let child = start(launch, &listeners, successor);
-                    Completion(Done::Spawned(child.map(|child| {
-                        let Child { pid, pidfd, group, control } = child;
-                        let group = Group { group: Arc::new(group), program };
-                        own_groups(&groups).insert(pid, group);
-                        (pidfd, control)
-                    })))
-                })
-            }
-            Effect::Connect => Box::new(move || {
-                let connected = connect(&control).map_err(|error| {
-                    format!("cannot connect to {}: {error}", control.as_path().display())
-                });
-                Completion(Done::Connected(connected))
-            }),
-            Effect::CheckLock { by } => {
-                let data_dir = self.data_dir.clone();
-                done(move || Outcome::LockChecked(check_lock(data_dir, by)))
-            }
-            Effect::Signal { pid, signal } => {
-                let group = self.groups().get(&pid).cloned();
-                done(move || {
-                    Outcome::Signalled(match group {
-                        Some(Group { group, .. }) => {
-                            group.signal(to_unix(signal)).map(drop).map_err(|e| e.to_string())
-                        }
-                        None => Err(format!("pid {pid} is no child of this supervisor")),
-                    })
-                })
-            }
-            Effect::Reap { pid } => Box::new(move || {
-                let group = own_groups(&groups).get(&pid).cloned();
-                if let Some(Group { group, .. }) = group {
-                    // A share of the wait at a time, so that whoever runs this is never held up for long.
-                    let limit = Instant::now() + REAP_SHARE;
-                    let leader = PidFd::open(pid).ok();
-                    while !group.is_gone() {
-                        let left = limit.saturating_duration_since(Instant::now());
-                        if left.is_zero() {
-                            return Completion(Done::NotReaped(pid));
-                        }
-                        match &leader {
-                            Some(leader) if !leader.has_exited() => {
-                                let _ = leader.wait(Some(left));
-                            }
-                            _ => std::thread::sleep(GROUP_POLL),
-                        }
-                    }
-                    own_groups(&groups).remove(&pid);
+        if let Some((pid, status)) = self.exits.pop_front() {
+            return Some(SupervisorWork::Exited { pid, status });
+        }
+        while let Some(action) = self.reactor.next_action() {
+            match action {
+                ActionOf::<core::Supervisor>::Do(effect) => {
+                    return Some(SupervisorWork::Job(self.job(effect)));
                 }
-                // Whoever held the lock meanwhile may have found the process still alive (R6, I6).
-                control.remove_stale();
-                Completion(Done::Outcome(Outcome::Reaped { pid }))
-            }),
-            Effect::Journal(entry) => {
-                let journal = self.journal.clone();
-                done(move || {
-                    let started: Vec<u32> = own_groups(&groups).keys().copied().collect();
-                    Outcome::Journalled(match journal {
-                        Some(journal) => write_entry(&journal, entry, &started)
-                            .map_err(|error| format!("{}: {error}", journal.path().display())),
-                        None => Ok(()),
-                    })
-                })
+                ActionOf::<core::Supervisor>::Event(event) => {
+                    log(self.reactor.machine().state_name(), event.is_trouble(), &event);
+                    return Some(SupervisorWork::Event(event));
+                }
+                ActionOf::<core::Supervisor>::Cancel
+                | ActionOf::<core::Supervisor>::Close { .. } => {}
+            }
+        }
+        self.reactor.settle();
+        None
+    }
+
+    /// Takes in what has arrived, and then the time; whether there was anything.
+    ///
+    /// # Errors
+    ///
+    /// The descriptors cannot be waited on: the host is of no use any more.
+    pub fn turn(&mut self) -> io::Result<bool> {
+        let Look { any, names, introduced } = self.reactor.look()?;
+        // The exit of a process before the completion that would commit to it.
+        for name in names {
+            if let Some(place) = self.watched.iter().position(|(watched, _)| *watched == name) {
+                let (_, process) = self.watched.swap_remove(place);
+                self.reactor.unwatch(&process);
+                let outcome = self.effects.exited(&process);
+                if let Outcome::Exited { pid, status } = &outcome {
+                    self.exits.push_back((*pid, status.clone()));
+                }
+                self.reactor.handle(Input::Done(outcome));
+            }
+        }
+        self.read_mail();
+        // A successor that a wrapper started is watched from when it says who it is (C1).
+        for (peer, cred) in introduced {
+            if let Some(process) = self.effects.introduced(peer, cred) {
+                self.watch(process);
+            }
+        }
+        self.reactor.tick();
+        Ok(any)
+    }
+
+    fn read_mail(&mut self) {
+        while let Some(mail) = self.reactor.mail() {
+            match mail {
+                Mail::Abort => self.reactor.handle(Input::Command(Command::Abort)),
+                Mail::Recovered => {
+                    self.recovering = false;
+                    let own = self.effects.own();
+                    self.reactor.handle(Input::Command(Command::Start { own }));
+                }
+                Mail::Done(completion) => self.complete(completion),
             }
         }
     }
 
-    /// Takes what a job came to.
-    #[must_use]
-    pub fn finish(&mut self, completion: Completion) -> Finished {
-        let finished = |outcome| Finished {
-            outcome: Some(outcome),
-            again: None,
-            connection: None,
-            watch: None,
-        };
-        match completion.0 {
-            Done::Outcome(outcome) => finished(outcome),
-            Done::NotReaped(pid) => Finished {
-                outcome: None,
-                again: Some(Effect::Reap { pid }),
-                connection: None,
-                watch: None,
-            },
-            Done::Spawned(Err(error)) => finished(Outcome::Spawned(Err(error))),
-            Done::Spawned(Ok((pidfd, control))) => {
-                let pid = pidfd.pid();
-                let stream = control.and_then(|stream| ControlStream::to_child(stream, pid).ok());
-                Finished {
-                    outcome: Some(Outcome::Spawned(Ok(pid))),
-                    again: None,
-                    connection: stream.map(|stream| (Peer::Successor, stream)),
-                    watch: Some(pidfd),
-                }
-            }
-            Done::Connected(Err(error)) => finished(Outcome::Connected(Err(error))),
-            Done::Connected(Ok((stream, watch))) => Finished {
-                outcome: Some(Outcome::Connected(Ok(()))),
-                again: None,
-                connection: Some((Peer::Incumbent, stream)),
-                watch,
-            },
+    fn complete(&mut self, completion: Completion) {
+        let finished = self.effects.finish(completion);
+        if let Some(process) = finished.watch {
+            self.watch(process);
+        }
+        if let Some(effect) = finished.again {
+            let job = self.job(effect);
+            self.jobs.push_back(job);
+        }
+        if let Some((peer, stream)) = finished.connection {
+            self.reactor.add(peer, stream);
+        }
+        if let Some(outcome) = finished.outcome {
+            self.reactor.handle(Input::Done(outcome));
         }
     }
 
-    /// A peer was introduced: a process to watch, where it is not the one that was started (C1).
-    #[must_use]
-    pub fn introduced(&self, peer: Peer, cred: Credentials) -> Option<PidFd> {
-        let started = self.groups().contains_key(&cred.pid);
-        (peer == Peer::Successor && !started).then(|| PidFd::open(cred.pid).ok()).flatten()
+    fn job(&self, effect: Effect) -> Job<()> {
+        let (job, to) = (self.effects.job(effect), self.reactor.mailbox().clone());
+        Box::new(move || to.send(Mail::Done(job())))
     }
 
-    /// A watched process has exited: the input for the machine. Reaps it, if it is a child.
-    #[must_use]
-    pub fn exited(&self, process: &PidFd) -> Outcome {
-        let pid = process.pid();
-        let group = self.groups().get(&pid).cloned();
-        let status = group.and_then(|Group { group, program }| {
-            group.reap();
-            let status = group.leader_status()?;
-            if group.is_gone() {
-                self.groups().remove(&pid);
-            }
-            Some(match program {
-                Some(program) => format!("{status} ({})", program.display()),
-                None => status.to_string(),
-            })
-        });
-        let status = status.unwrap_or_else(|| "it is gone".to_string());
-        Outcome::Exited { pid, status }
-    }
-
-    /// Ends every process it started: SIGTERM, `grace`, SIGKILL, and a bounded wait (R14). Blocks.
-    /// Gives the leaders of groups that would not die.
-    pub fn end_all(&mut self, grace: Duration) -> Vec<u32> {
-        for (signal, patience) in [(Signal::TERM, grace), (Signal::KILL, Duration::from_secs(5))] {
-            let limit = Instant::now().checked_add(patience);
-            for Group { group, .. } in self.groups().values() {
-                if let Err(error) = group.signal(signal) {
-                    tracing::warn!(group = group.id(), %error, "cannot signal a process group");
-                }
-            }
-            loop {
-                self.groups().retain(|_, group| !group.group.is_gone());
-                if self.groups().is_empty() {
-                    return Vec::new();
-                }
-                if limit.is_some_and(|limit| Instant::now() >= limit) {
-                    break;
-                }
-                std::thread::sleep(GROUP_POLL);
-            }
+    /// One pidfd for each process is enough.
+    fn watch(&mut self, process: PidFd) {
+        let known = |other: &PidFd| other.pid() == process.pid() && !other.has_exited();
+        if self.watched.iter().any(|(_, other)| known(other)) {
+            return;
         }
-        self.own()
+        self.named += 1;
+        if let Err(error) = self.reactor.watch(&process, self.named) {
+            tracing::warn!(pid = process.pid(), %error, "a process cannot be watched");
+        }
+        self.watched.push((self.named, process));
     }
+}
 
-    fn groups(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, Group>> {
-        own_groups(&self.groups)
+impl AsFd for SupervisorHost {
+    /// Readable when a [`turn`](Self::turn) is due.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reactor.as_fd()
     }
 }
 
-fn own_groups(
-    groups: &Mutex<BTreeMap<u32, Group>>,
-) -> std::sync::MutexGuard<'_, BTreeMap<u32, Group>> {
-    groups.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What stands in the journal: the entry, and which processes were started here and when, because a
-/// pid alone may come to mean another process.
-#[derive(Serialize, Deserialize)]
-struct Record {
-    entry: Entry,
-    started: Vec<(u32, u64)>,
-}
-
-fn write_entry(journal: &JournalFile, entry: Entry, started: &[u32]) -> io::Result<()> {
-    let started = started.iter().filter_map(|pid| Some((*pid, start_time(*pid)?))).collect();
-    let bytes = postcard::to_allocvec(&Record { entry, started }).map_err(io::Error::other)?;
-    journal.write(&bytes)
-}
-
-/// When a process was started, in clock ticks since boot: field 22 of its `stat`, counted behind the
-/// name, which may hold anything.
-fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
-fn done(work: impl FnOnce() -> Outcome + Send + 'static) -> Job<Completion> {
-    Box::new(move || Completion(Done::Outcome(work())))
-}
-
-fn start(
-    launch: Option<(Launch, Duration)>,
-    listeners: &[(String, Arc<OwnedFd>)],
-    successor: bool,
-) -> Result<Child, String> {
-    let Some((launch, hello_budget)) = launch else {
-        return Err("there is no binary to start".to_string());
-    };
-    let listeners: Vec<_> = listeners.iter().map(|(name, fd)| (name.clone(), fd.as_fd())).collect();
-    let role = if successor { SpawnRole::Successor { hello_budget } } else { SpawnRole::Cold };
-    spawn(&launch, &listeners, role).map_err(|error: SpawnError| error.to_string())
-}
-
-fn connect(control: &ControlPath) -> io::Result<(ControlStream, Option<PidFd>)> {
-    let stream: UnixStream = control.connect(CONNECT)?;
-    let stream = ControlStream::connected(stream)?;
-    let watch = stream.peer_pid().and_then(|pid| PidFd::open(pid).ok());
-    Ok((stream, watch))
-}
-
-fn check_lock(data_dir: Option<PathBuf>, by: Option<u32>) -> LockState {
-    if let (Some(dir), Some(pid)) = (&data_dir, by)
-        && lock::is_held_by(dir, pid)
-    {
-        return LockState::Held { pid: by };
-    }
-    match data_dir.map(|dir| lock::lock_state(&dir)) {
-        Some(lock::LockState::Held { pid }) => LockState::Held { pid },
-        Some(lock::LockState::Free) => LockState::Free,
-        Some(lock::LockState::Unknown) | None => LockState::Unknown,
+impl fmt::Debug for SupervisorHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SupervisorHost").field(&self.reactor).finish()
     }
 }

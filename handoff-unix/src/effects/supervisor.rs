@@ -1,0 +1,401 @@
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use handoff_core::Credentials;
+use handoff_core::supervisor::{Effect, Entry, LockState, Outcome, Peer, Step};
+use serde::{Deserialize, Serialize};
+
+use super::{Job, daemon::to_unix};
+use crate::control::ControlPath;
+use crate::journal::{JournalFile, Loaded};
+use crate::lock;
+use crate::probe::{Users, probed};
+use crate::process::{PidFd, ProcessGroup, Signal};
+use crate::spawn::{Child, Launch, SpawnError, SpawnRole, spawn};
+use crate::stream::ControlStream;
+
+/// How long a connection to the control path may take.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// How often a process group is looked at once its leader is gone: there is no event for it.
+const GROUP_POLL: Duration = Duration::from_millis(2);
+
+/// How long one job waits for a process group to be gone, before the next one does.
+const REAP_SHARE: Duration = Duration::from_millis(100);
+
+/// How long a process group may take to be gone once it was killed.
+const KILL_WAIT: Duration = Duration::from_secs(5);
+
+/// What a [`Job`] of the supervisor's came to, for [`SupervisorEffects::finish`].
+#[derive(Debug)]
+pub struct Completion(Done);
+
+#[derive(Debug)]
+enum Done {
+    Outcome(Outcome),
+    NotReaped(u32),
+    Spawned(Result<(PidFd, Option<UnixStream>), String>),
+    Connected(Result<(ControlStream, Option<PidFd>), String>),
+}
+
+/// What a completion means to the adapter.
+#[derive(Debug)]
+pub struct Finished {
+    /// For the machine.
+    pub outcome: Option<Outcome>,
+    /// What is not done yet: an effect to be given to [`SupervisorEffects::job`] once more.
+    pub again: Option<Effect>,
+    /// A connection to read and write from now on. It is introduced before the outcome is given.
+    pub connection: Option<(Peer, ControlStream)>,
+    /// A process to watch from now on.
+    pub watch: Option<PidFd>,
+}
+
+/// What a supervisor's effects act on: listeners, children, the control path, the journal.
+///
+/// Dropping it ends nobody: daemons outlive their supervisor.
+#[derive(Debug)]
+pub struct SupervisorEffects {
+    control: ControlPath,
+    data_dir: Option<PathBuf>,
+    users: Users,
+    journal: Option<Arc<JournalFile>>,
+    listeners: Vec<(String, Arc<OwnedFd>)>,
+    launch: Option<(Launch, Duration)>,
+    groups: Arc<Mutex<BTreeMap<u32, Group>>>,
+}
+
+/// A process group that was started here, and with what.
+#[derive(Clone, Debug)]
+struct Group {
+    group: Arc<ProcessGroup>,
+    program: Option<PathBuf>,
+}
+
+impl SupervisorEffects {
+    /// A host without listeners and children.
+    #[must_use]
+    pub fn new(
+        control: ControlPath,
+        data_dir: Option<PathBuf>,
+        journal: Option<PathBuf>,
+        users: Users,
+    ) -> Self {
+        Self {
+            control,
+            data_dir,
+            users,
+            journal: journal.map(|path| Arc::new(JournalFile::new(path))),
+            listeners: Vec::new(),
+            launch: None,
+            groups: Arc::default(),
+        }
+    }
+
+    /// Keeps a listener for every daemon that is started from now on. Its mode is not changed (R13).
+    pub fn listener(&mut self, name: String, fd: OwnedFd) {
+        self.listeners.push((name, Arc::new(fd)));
+    }
+
+    /// Work that reads what the supervisor before this one was doing (R10), tells of it, counts the
+    /// processes it had started, where they still run, among its own, and clears the journal. One that
+    /// cannot be read is set aside, with a warning.
+    #[must_use]
+    pub fn recover(&self) -> Job<()> {
+        let (journal, groups) = (self.journal.clone(), Arc::clone(&self.groups));
+        Box::new(move || {
+            if let Some(journal) = journal
+                && let Some(Entry { id, step, .. }) = left_behind(&journal, &groups)
+            {
+                tracing::warn!(%id, ?step, "the supervisor before this one left a handoff behind");
+                if let Err(error) = journal.clear() {
+                    tracing::warn!(%error, "the journal cannot be cleared");
+                }
+            }
+        })
+    }
+
+    /// What [`Effect::Spawn`] starts from now on, and the budget it is told (C3).
+    pub fn launch(&mut self, launch: Launch, hello_budget: Duration) {
+        self.launch = Some((launch, hello_budget));
+    }
+
+    /// The processes it started that still run.
+    #[must_use]
+    pub fn own(&self) -> Vec<u32> {
+        self.groups().keys().copied().collect()
+    }
+
+    /// The work that carries out an effect.
+    #[must_use]
+    pub fn job(&self, effect: Effect) -> Job<Completion> {
+        let control = self.control.clone();
+        let groups = Arc::clone(&self.groups);
+        match effect {
+            Effect::Probe => {
+                let users = self.users.clone();
+                done(move || Outcome::Probed(probed(&control, &users)))
+            }
+            Effect::Spawn { successor } => {
+                let (launch, listeners) = (self.launch.clone(), self.listeners.clone());
+                Box::new(move || {
+                    let program = launch.as_ref().map(|(launch, _)| launch.program.clone());
+                    let child = start(launch, &listeners, successor);
+                    Completion(Done::Spawned(child.map(|child| {
+                        let Child { pid, pidfd, group, control } = child;
+                        let group = Group { group: Arc::new(group), program };
+                        own_groups(&groups).insert(pid, group);
+                        (pidfd, control)
+                    })))
+                })
+            }
+            Effect::Connect => Box::new(move || {
+                let connected = connect(&control).map_err(|error| {
+                    format!("cannot connect to {}: {error}", control.as_path().display())
+                });
+                Completion(Done::Connected(connected))
+            }),
+            Effect::CheckLock { by } => {
+                let data_dir = self.data_dir.clone();
+                done(move || Outcome::LockChecked(check_lock(data_dir, by)))
+            }
+            Effect::Signal { pid, signal } => {
+                let group = self.groups().get(&pid).cloned();
+                done(move || {
+                    Outcome::Signalled(match group {
+                        Some(Group { group, .. }) => {
+                            group.signal(to_unix(signal)).map(drop).map_err(|e| e.to_string())
+                        }
+                        None => Err(format!("pid {pid} is no child of this supervisor")),
+                    })
+                })
+            }
+            Effect::Reap { pid } => Box::new(move || {
+                let group = own_groups(&groups).get(&pid).cloned();
+                if let Some(Group { group, .. }) = group {
+                    // A share of the wait at a time, so that whoever runs this is never held up for long.
+                    let limit = Instant::now() + REAP_SHARE;
+                    let leader = PidFd::open(pid).ok();
+                    while !group.is_gone() {
+                        let left = limit.saturating_duration_since(Instant::now());
+                        if left.is_zero() {
+                            return Completion(Done::NotReaped(pid));
+                        }
+                        match &leader {
+                            Some(leader) if !leader.has_exited() => {
+                                let _ = leader.wait(Some(left));
+                            }
+                            _ => std::thread::sleep(GROUP_POLL),
+                        }
+                    }
+                    own_groups(&groups).remove(&pid);
+                }
+                // Whoever held the lock meanwhile may have found the process still alive (R6, I6).
+                control.remove_stale();
+                Completion(Done::Outcome(Outcome::Reaped { pid }))
+            }),
+            Effect::Journal(entry) => {
+                let journal = self.journal.clone();
+                done(move || {
+                    let started: Vec<u32> = own_groups(&groups).keys().copied().collect();
+                    Outcome::Journalled(match journal {
+                        Some(journal) => write_entry(&journal, entry, &started)
+                            .map_err(|error| format!("{}: {error}", journal.path().display())),
+                        None => Ok(()),
+                    })
+                })
+            }
+        }
+    }
+
+    /// Takes what a job came to.
+    #[must_use]
+    pub fn finish(&mut self, completion: Completion) -> Finished {
+        let finished = |outcome| Finished {
+            outcome: Some(outcome),
+            again: None,
+            connection: None,
+            watch: None,
+        };
+        match completion.0 {
+            Done::Outcome(outcome) => finished(outcome),
+            Done::NotReaped(pid) => Finished {
+                outcome: None,
+                again: Some(Effect::Reap { pid }),
+                connection: None,
+                watch: None,
+            },
+            Done::Spawned(Err(error)) => finished(Outcome::Spawned(Err(error))),
+            Done::Spawned(Ok((pidfd, control))) => {
+                let pid = pidfd.pid();
+                let stream = control.and_then(|stream| ControlStream::to_child(stream, pid).ok());
+                Finished {
+                    outcome: Some(Outcome::Spawned(Ok(pid))),
+                    again: None,
+                    connection: stream.map(|stream| (Peer::Successor, stream)),
+                    watch: Some(pidfd),
+                }
+            }
+            Done::Connected(Err(error)) => finished(Outcome::Connected(Err(error))),
+            Done::Connected(Ok((stream, watch))) => Finished {
+                outcome: Some(Outcome::Connected(Ok(()))),
+                again: None,
+                connection: Some((Peer::Incumbent, stream)),
+                watch,
+            },
+        }
+    }
+
+    /// A peer was introduced: a process to watch, where it is not the one that was started (C1).
+    #[must_use]
+    pub fn introduced(&self, peer: Peer, cred: Credentials) -> Option<PidFd> {
+        let started = self.groups().contains_key(&cred.pid);
+        (peer == Peer::Successor && !started).then(|| PidFd::open(cred.pid).ok()).flatten()
+    }
+
+    /// A watched process has exited: the input for the machine. Reaps it, if it is a child.
+    #[must_use]
+    pub fn exited(&self, process: &PidFd) -> Outcome {
+        let pid = process.pid();
+        let group = self.groups().get(&pid).cloned();
+        let status = group.and_then(|Group { group, program }| {
+            group.reap();
+            let status = group.leader_status()?;
+            if group.is_gone() {
+                self.groups().remove(&pid);
+            }
+            Some(match program {
+                Some(program) => format!("{status} ({})", program.display()),
+                None => status.to_string(),
+            })
+        });
+        let status = status.unwrap_or_else(|| "it is gone".to_string());
+        Outcome::Exited { pid, status }
+    }
+
+    /// Work that ends every process it started: SIGTERM, `grace`, SIGKILL, and a bounded wait (R14).
+    /// It gives the leaders of groups that would not die.
+    #[must_use]
+    pub fn end_all(&self, grace: Duration) -> Job<Vec<u32>> {
+        let groups = Arc::clone(&self.groups);
+        Box::new(move || {
+            for (signal, patience) in [(Signal::TERM, grace), (Signal::KILL, KILL_WAIT)] {
+                let limit = Instant::now().checked_add(patience);
+                for Group { group, .. } in own_groups(&groups).values() {
+                    if let Err(error) = group.signal(signal) {
+                        tracing::warn!(group = group.id(), %error, "cannot signal a process group");
+                    }
+                }
+                loop {
+                    own_groups(&groups).retain(|_, group| !group.group.is_gone());
+                    if own_groups(&groups).is_empty() {
+                        return Vec::new();
+                    }
+                    if limit.is_some_and(|limit| Instant::now() >= limit) {
+                        break;
+                    }
+                    std::thread::sleep(GROUP_POLL);
+                }
+            }
+            own_groups(&groups).keys().copied().collect()
+        })
+    }
+
+    fn groups(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, Group>> {
+        own_groups(&self.groups)
+    }
+}
+
+fn own_groups(
+    groups: &Mutex<BTreeMap<u32, Group>>,
+) -> std::sync::MutexGuard<'_, BTreeMap<u32, Group>> {
+    groups.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What stands in the journal: the entry, and which processes were started here and when, because a
+/// pid alone may come to mean another process.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    entry: Entry,
+    started: Vec<(u32, u64)>,
+}
+
+fn left_behind(journal: &JournalFile, groups: &Mutex<BTreeMap<u32, Group>>) -> Option<Entry> {
+    let payload = match journal.load() {
+        Loaded::Absent | Loaded::Entry { same_boot: false, .. } => return None,
+        Loaded::Entry { payload, same_boot: true } => payload,
+        Loaded::SetAside { moved_to, reason } => {
+            let path = journal.path().display();
+            tracing::warn!(%path, ?moved_to, reason, "the journal cannot be read; it is set aside");
+            return None;
+        }
+    };
+    let Ok(Record { entry, started }) = postcard::from_bytes(&payload) else {
+        tracing::warn!(path = %journal.path().display(), "the journal is of another version");
+        return None;
+    };
+    for (pid, start) in started {
+        if start_time(pid) == Some(start)
+            && let Ok(group) = ProcessGroup::of(pid)
+        {
+            let group = Group { group: Arc::new(group), program: None };
+            own_groups(groups).entry(pid).or_insert(group);
+        }
+    }
+    (entry.step != Step::Idle).then_some(entry)
+}
+
+fn write_entry(journal: &JournalFile, entry: Entry, started: &[u32]) -> io::Result<()> {
+    let started = started.iter().filter_map(|pid| Some((*pid, start_time(*pid)?))).collect();
+    let bytes = postcard::to_allocvec(&Record { entry, started }).map_err(io::Error::other)?;
+    journal.write(&bytes)
+}
+
+/// When a process was started, in clock ticks since boot: field 22 of its `stat`, counted behind the
+/// name, which may hold anything.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+fn done(work: impl FnOnce() -> Outcome + Send + 'static) -> Job<Completion> {
+    Box::new(move || Completion(Done::Outcome(work())))
+}
+
+fn start(
+    launch: Option<(Launch, Duration)>,
+    listeners: &[(String, Arc<OwnedFd>)],
+    successor: bool,
+) -> Result<Child, String> {
+    let Some((launch, hello_budget)) = launch else {
+        return Err("there is no binary to start".to_string());
+    };
+    let listeners: Vec<_> = listeners.iter().map(|(name, fd)| (name.clone(), fd.as_fd())).collect();
+    let role = if successor { SpawnRole::Successor { hello_budget } } else { SpawnRole::Cold };
+    spawn(&launch, &listeners, role).map_err(|error: SpawnError| error.to_string())
+}
+
+fn connect(control: &ControlPath) -> io::Result<(ControlStream, Option<PidFd>)> {
+    let stream: UnixStream = control.connect(CONNECT)?;
+    let stream = ControlStream::connected(stream)?;
+    let watch = stream.peer_pid().and_then(|pid| PidFd::open(pid).ok());
+    Ok((stream, watch))
+}
+
+fn check_lock(data_dir: Option<PathBuf>, by: Option<u32>) -> LockState {
+    if let (Some(dir), Some(pid)) = (&data_dir, by)
+        && lock::is_held_by(dir, pid)
+    {
+        return LockState::Held { pid: by };
+    }
+    match data_dir.map(|dir| lock::lock_state(&dir)) {
+        Some(lock::LockState::Held { pid }) => LockState::Held { pid },
+        Some(lock::LockState::Free) => LockState::Free,
+        Some(lock::LockState::Unknown) | None => LockState::Unknown,
+    }
+}

@@ -1,0 +1,272 @@
+//! The program's end of a daemon's host.
+
+use std::any::Any;
+use std::fmt::Display;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+
+use handoff_core::Input;
+use handoff_core::daemon::{self as core, Command, Ended, Hook, Outcome, Readiness, SealFailure};
+
+use super::StartError;
+use super::hooks::{AsyncHooks, DrainContext, Hooks, Off, SealContext};
+use super::reactor::Mailbox;
+use crate::accept::Listener;
+use crate::inherit::{InheritError, Inherited, Role};
+
+/// What reaches a daemon's host from outside.
+#[derive(Debug)]
+pub(super) enum Mail {
+    Input(core::Input),
+    /// The program let go of a hook without an answer.
+    Dropped(Hook),
+    /// The program has gone.
+    Gone,
+}
+
+/// Speaks to a daemon's host, from anywhere.
+#[derive(Clone, Debug)]
+pub(super) struct Post(pub(super) Mailbox<Mail>);
+
+impl Post {
+    pub(super) fn command(&self, command: Command) {
+        self.0.send(Mail::Input(Input::Command(command)));
+    }
+}
+
+/// Stops a daemon without a successor: drain, seal, release; its `run` returns
+/// [`Ended::Stopped`]. During a handoff it waits until that is off or done.
+///
+/// Clones are the same. Dropping one stops nothing.
+#[derive(Clone, Debug)]
+pub struct Stop(Post);
+
+impl Stop {
+    /// Asks for it. A second time changes nothing.
+    pub fn stop(&self) {
+        self.0.command(Command::Stop);
+    }
+}
+
+/// What a host asks of its program, in order.
+#[derive(Debug)]
+#[must_use = "a hook that is dropped has failed"]
+pub enum Request {
+    /// To run a hook. The first is [`Hook::Open`].
+    Hook(HookCall),
+    /// Nothing any more: the last request.
+    Ended(Ended),
+}
+
+/// The program, as its host knows it.
+///
+/// Dropping it before the host has ended gives up: nothing is drained or sealed, the connections are
+/// closed, and a lock that is held while the data may be open is kept until the process ends, so that
+/// there never are two writers (R7).
+#[derive(Debug)]
+pub struct Program {
+    inherited: Inherited,
+    data_dir: PathBuf,
+    post: Post,
+}
+
+impl Program {
+    pub(super) const fn new(inherited: Inherited, data_dir: PathBuf, post: Post) -> Self {
+        Self { inherited, data_dir, post }
+    }
+
+    /// Whether a supervisor started this process to take over from another.
+    #[must_use]
+    pub fn is_successor(&self) -> bool {
+        self.inherited.role() == Role::Successor
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// The inherited listener of this name, its mode as it is (R13). `None` where it is to be bound.
+    ///
+    /// # Errors
+    ///
+    /// It is of another kind, or this is a successor and its supervisor passed on no such listener
+    /// (R10).
+    pub fn listener<L: Listener>(&mut self, name: &str) -> Result<Option<L>, StartError> {
+        let found: Result<Option<L>, InheritError> = L::take(&mut self.inherited, name);
+        match found? {
+            None if self.is_successor() => {
+                let passed: Vec<&str> = self.inherited.names().collect();
+                let name = name.to_string();
+                Err(StartError::NotInherited { name, passed: passed.join(", ") })
+            }
+            found => Ok(found),
+        }
+    }
+
+    /// A listener that was bound, or the error that says which could not be.
+    ///
+    /// # Errors
+    ///
+    /// It could not be bound.
+    pub fn bound<L>(name: &str, bound: io::Result<L>) -> Result<L, StartError> {
+        bound.map_err(|source| StartError::Listener { name: name.to_string(), source })
+    }
+
+    /// Any other inherited descriptor of this name.
+    pub fn fd(&mut self, name: &str) -> Option<OwnedFd> {
+        self.inherited.take_fd(name)
+    }
+
+    /// The warm-up is done (C3).
+    pub fn begin(&self) {
+        self.post.command(Command::Begin);
+    }
+
+    /// The data is open and connections are accepted (R6). Descriptors that nobody has claimed are
+    /// closed (R13).
+    pub fn ready(&mut self, open: HookCall, readiness: Readiness) {
+        for (name, _) in self.inherited.unclaimed() {
+            tracing::warn!(name, "an inherited descriptor that nobody claimed is closed");
+        }
+        self.inherited.close_unclaimed();
+        open.answer(Outcome::Opened(Ok(readiness)));
+    }
+
+    /// What stops this daemon.
+    #[must_use]
+    pub fn stopper(&self) -> Stop {
+        Stop(self.post.clone())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.post.0.send(Mail::Gone);
+    }
+}
+
+/// A hook that is to run. It is answered once: by running it, or, when it is dropped, by a failure
+/// (R8).
+#[derive(Debug)]
+pub struct HookCall {
+    /// None once it is answered.
+    hook: Option<Hook>,
+    off: Off,
+    post: Post,
+}
+
+impl HookCall {
+    pub(super) const fn new(hook: Hook, off: Off, post: Post) -> Self {
+        Self { hook: Some(hook), off, post }
+    }
+
+    /// Whether its handoff has ended.
+    #[must_use]
+    pub fn off(&self) -> Off {
+        self.off.clone()
+    }
+
+    /// It failed.
+    pub fn fail(self, error: impl Display) {
+        if let Some(hook) = &self.hook {
+            let outcome = failed(hook, error.to_string());
+            self.answer(outcome);
+        }
+    }
+
+    /// Runs it on this thread.
+    pub fn run(self, hooks: &mut impl Hooks) {
+        let Some(hook) = &self.hook else { return };
+        let outcome = catch_unwind(AssertUnwindSafe(|| match hook {
+            Hook::Drain { grace } => drained(hooks.drain(&self.drain(*grace))),
+            Hook::Seal => sealed(hooks.seal(&self.seal())),
+            Hook::Resume => resumed(hooks.resume()),
+            Hook::Open => failed(hook, "the data is open already"),
+        }));
+        let outcome = outcome.unwrap_or_else(|panic| failed(hook, panicked(&*panic)));
+        self.answer(outcome);
+    }
+
+    /// Runs it as a future. Dropping that is a failure of the hook.
+    pub async fn run_async(self, hooks: &mut impl AsyncHooks) {
+        let Some(hook) = &self.hook else { return };
+        let outcome = unwinding(async {
+            match hook {
+                Hook::Drain { grace } => drained(hooks.drain(&self.drain(*grace)).await),
+                Hook::Seal => sealed(hooks.seal(&self.seal()).await),
+                Hook::Resume => resumed(hooks.resume().await),
+                Hook::Open => failed(hook, "the data is open already"),
+            }
+        });
+        let outcome = outcome.await.unwrap_or_else(|panic| failed(hook, panicked(&*panic)));
+        self.answer(outcome);
+    }
+
+    fn answer(mut self, outcome: Outcome) {
+        self.hook = None;
+        self.post.0.send(Mail::Input(Input::Done(outcome)));
+    }
+
+    fn drain(&self, grace: std::time::Duration) -> DrainContext {
+        DrainContext { grace, off: self.off() }
+    }
+
+    fn seal(&self) -> SealContext {
+        SealContext { post: self.post.clone(), off: self.off() }
+    }
+}
+
+impl Drop for HookCall {
+    fn drop(&mut self) {
+        if let Some(hook) = self.hook.take() {
+            self.post.0.send(Mail::Dropped(hook));
+        }
+    }
+}
+
+/// The panic of a future, as `catch_unwind` gives that of a function.
+async fn unwinding<T>(future: impl Future<Output = T>) -> std::thread::Result<T> {
+    let mut future = pin!(future);
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => std::task::Poll::Ready(Err(panic)),
+    })
+    .await
+}
+
+fn drained<E: Display>(result: Result<core::DrainReport, E>) -> Outcome {
+    Outcome::Drained(result.map_err(|error| error.to_string()))
+}
+
+fn sealed<E: Display>(result: Result<core::SealReport, E>) -> Outcome {
+    Outcome::Sealed(result.map_err(|error| seal_failure(&error)))
+}
+
+fn resumed<E: Display>(result: Result<(), E>) -> Outcome {
+    Outcome::Resumed(result.map_err(|error| error.to_string()))
+}
+
+pub(super) fn failed(hook: &Hook, error: impl Display) -> Outcome {
+    match hook {
+        Hook::Open => Outcome::Opened(Err(error.to_string())),
+        Hook::Drain { .. } => Outcome::Drained(Err(error.to_string())),
+        Hook::Seal => Outcome::Sealed(Err(seal_failure(&error))),
+        Hook::Resume => Outcome::Resumed(Err(error.to_string())),
+    }
+}
+
+fn seal_failure(error: &impl Display) -> SealFailure {
+    SealFailure { error: error.to_string(), partial_state: String::new() }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("it panicked: {}", text.unwrap_or("no message"))
+}
