@@ -72,10 +72,7 @@ fn serve(control: String, data: String) -> Result<Ended, Failure> {
     let (healthz_ok, revisions) = (server.healthy, vec![server.data(revision)?]);
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let connections = vec![server.accept()?];
-    let serving = match grant.ready(Readiness { listening_on, healthz_ok, revisions }) {
-        Ok(serving) => serving,
-        Err(ended) => return Ok(ended),
-    };
+    let serving = grant.ready(Readiness { listening_on, healthz_ok, revisions });
     let stop = serving.stopper();
     thread::spawn(move || signals.forever().for_each(|_| stop.stop()));
     Ok(serving.run(Handoff { server, connections }))

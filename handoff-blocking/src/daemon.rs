@@ -4,14 +4,12 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use handoff_core::daemon::{Ended, Readiness};
 use handoff_unix::host::{
-    Config, DaemonHost, DaemonWork, HookCall, Hooks, Program, Request, StartError, Stop,
+    Config, DaemonHost, HookCall, Hooks, Host, Program, Request, StartError, Stop,
 };
-use handoff_unix::poll;
 
 /// A daemon before it holds the lock: started cold, or as a successor.
 ///
@@ -20,7 +18,7 @@ use handoff_unix::poll;
 #[derive(Debug)]
 pub struct Daemon {
     program: Program,
-    protocol: Protocol,
+    _thread: Thread,
 }
 
 impl Daemon {
@@ -35,12 +33,9 @@ impl Daemon {
     /// together, a thread or a descriptor that cannot be had.
     pub fn from_env(config: Config) -> Result<Self, StartError> {
         let (host, program) = DaemonHost::from_env(config)?;
-        let (sender, requests) = channel();
-        let thread = std::thread::Builder::new().name("handoff".into());
-        let thread = thread
-            .spawn(move || speak(host, &sender))
+        let thread = Thread::start(host)
             .map_err(|source| StartError::Io { what: "starting the protocol's thread", source })?;
-        Ok(Self { program, protocol: Protocol { requests, _thread: Thread(Some(thread)) } })
+        Ok(Self { program, _thread: thread })
     }
 
     /// Whether a supervisor started this process to take over from another.
@@ -101,10 +96,10 @@ impl Daemon {
     /// How it ended instead: the supervisor went away or gave up, another process serves, the lock
     /// could not be had. Exit with [`Ended::exit_code`].
     pub fn begin(self) -> Result<Grant, Ended> {
-        let Self { program, protocol } = self;
+        let Self { program, _thread } = self;
         program.begin();
-        match protocol.next() {
-            Request::Hook(open) => Ok(Grant { open, program, protocol }),
+        match program.wait() {
+            Request::Hook(open) => Ok(Grant { open, program, _thread }),
             Request::Ended(ended) => Err(ended),
         }
     }
@@ -118,7 +113,7 @@ impl Daemon {
 pub struct Grant {
     open: HookCall,
     program: Program,
-    protocol: Protocol,
+    _thread: Thread,
 }
 
 impl Grant {
@@ -137,21 +132,22 @@ impl Grant {
     /// The data is open and connections are accepted: says Ready (R6). Returns at once.
     ///
     /// Descriptors that were inherited and that nobody has claimed are closed (R13).
-    ///
-    /// # Errors
-    ///
-    /// None at present; that this process has ended is told by [`Serving::run`].
-    pub fn ready(self, readiness: Readiness) -> Result<Serving, Ended> {
-        let Self { open, mut program, protocol } = self;
+    #[must_use]
+    pub fn ready(self, readiness: Readiness) -> Serving {
+        let Self { open, mut program, _thread } = self;
         program.ready(open, readiness);
-        Ok(Serving { program, protocol })
+        Serving { program, _thread }
     }
 
     /// The data cannot be opened; it is closed again, and the lock may be released. Waits until it is.
     #[must_use]
     pub fn fail(self, error: impl fmt::Display) -> Ended {
         self.open.fail(error);
-        self.protocol.ended()
+        loop {
+            if let Request::Ended(ended) = self.program.wait() {
+                return ended;
+            }
+        }
     }
 }
 
@@ -162,7 +158,7 @@ impl Grant {
 #[derive(Debug)]
 pub struct Serving {
     program: Program,
-    protocol: Protocol,
+    _thread: Thread,
 }
 
 impl Serving {
@@ -178,7 +174,7 @@ impl Serving {
     /// what is still read and exit.
     pub fn run(self, mut hooks: impl Hooks) -> Ended {
         loop {
-            match self.protocol.next() {
+            match self.program.wait() {
                 Request::Hook(hook) => hook.run(&mut hooks),
                 Request::Ended(ended) => return ended,
             }
@@ -186,56 +182,29 @@ impl Serving {
     }
 }
 
-/// What the protocol's thread asks of the program. Dropped after the [`Program`], so that the thread
-/// comes to its end.
-#[derive(Debug)]
-struct Protocol {
-    requests: Receiver<Request>,
-    /// Waited for when it is dropped, so that nothing is left.
-    _thread: Thread,
-}
-
-impl Protocol {
-    fn next(&self) -> Request {
-        let lost = || Ended::Crash("the protocol's thread is gone".to_string());
-        self.requests.recv().unwrap_or_else(|_| Request::Ended(lost()))
-    }
-
-    fn ended(&self) -> Ended {
-        loop {
-            if let Request::Ended(ended) = self.next() {
-                return ended;
-            }
-        }
-    }
-}
-
+/// The protocol's thread. It is dropped after the [`Program`], which brings it to its end, and waits
+/// for that, so that nothing is left.
 #[derive(Debug)]
 struct Thread(Option<JoinHandle<()>>);
+
+impl Thread {
+    fn start(mut host: DaemonHost) -> io::Result<Self> {
+        let thread = std::thread::Builder::new().name("handoff".into()).spawn(move || {
+            crate::work(&mut host);
+            while !host.has_ended() {
+                if let Err(error) = crate::turn(&mut host, None) {
+                    return tracing::error!(%error, "handoff: the protocol's thread cannot go on");
+                }
+            }
+        });
+        Ok(Self(Some(thread?)))
+    }
+}
 
 impl Drop for Thread {
     fn drop(&mut self) {
         if let Some(thread) = self.0.take() {
             let _ = thread.join();
-        }
-    }
-}
-
-/// The protocol's thread.
-fn speak(mut host: DaemonHost, program: &Sender<Request>) {
-    loop {
-        while let Some(work) = host.work() {
-            match work {
-                DaemonWork::Job(job) => crate::run(job),
-                DaemonWork::Program(request) => drop(program.send(request)),
-            }
-        }
-        if host.has_ended() {
-            return;
-        }
-        let turn = poll::readable(&host, None).and_then(|_| host.turn());
-        if let Err(error) = turn {
-            return tracing::error!(%error, "the protocol's thread cannot wait for its sockets");
         }
     }
 }

@@ -32,7 +32,27 @@ pub use handoff_unix::host::{
 pub use handoff_unix::spawn::Launch;
 pub use supervisor::Supervisor;
 
+use std::io;
+use std::time::Duration;
+
 use handoff_unix::effects::Job;
+use handoff_unix::host::Host;
+use handoff_unix::poll;
+
+/// Waits for a turn of the host, at most so long, and does what comes of it.
+fn turn(host: &mut impl Host, limit: Option<Duration>) -> io::Result<()> {
+    poll::readable(host, limit)?;
+    host.turn()?;
+    work(host);
+    Ok(())
+}
+
+/// Does what there is to do until the next turn.
+fn work(host: &mut impl Host) {
+    while let Some(job) = host.job() {
+        run(job);
+    }
+}
 
 /// Runs a job on a thread of its own; without one to be had, here, late rather than never.
 fn run(job: Job<()>) {

@@ -84,7 +84,7 @@ fn a_hook_that_fails_leaves_the_incumbent_serving() {
         assert_eq!(seen, (verdict, Some(code)), "{fault}: {report}");
         assert_eq!(report.serving, Some(old), "{fault}");
         assert_eq!(bench.write(), old, "{fault}");
-        bench.supervisor.shutdown(Duration::from_secs(5));
+        bench.supervisor.shutdown(Duration::from_secs(5)).unwrap();
     }
 }
 

@@ -6,12 +6,13 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::inherit::{InheritError, Inherited};
@@ -111,7 +112,7 @@ struct GateState {
     busy: bool,
 }
 
-/// What waited on a listener.
+/// What waited on a [`Polled`] listener.
 #[derive(Debug)]
 pub enum Waiting<C> {
     /// A connection.
@@ -119,34 +120,88 @@ pub enum Waiting<C> {
     /// Nothing, or something that came to nothing: wait until the listener is readable.
     Nothing,
     /// A connection that cannot be taken for want of something: leave it alone for so long.
-    Shortage(Duration, io::Error),
+    Shortage(Duration),
 }
 
-/// Takes the connection that waits, if one does, without waiting for one: for a listener in either
-/// mode, which is not changed (R13). The stream is non-blocking.
+/// A listener for a runtime's reactor: asked for a connection when it was seen to be readable.
 ///
-/// With a listener in blocking mode another process that accepts at the same time can still snatch
-/// the connection that was seen, and then this blocks until the next one; see [`Acceptor`].
+/// It takes a listener in either mode and changes neither (R13). With one in blocking mode another
+/// *process* that accepts at the same time can snatch the connection that was seen, and then
+/// [`accept`](Self::accept) blocks until the next one comes. A handoff never has two processes
+/// accepting at once. Dropping it closes the descriptor, nothing else.
+#[derive(Debug)]
+pub struct Polled<L> {
+    listener: L,
+    /// Between seeing a connection and taking it.
+    turn: Mutex<()>,
+}
+
+impl<L: Listener> Polled<L> {
+    /// Serves `listener`, whose mode is left as it is.
+    pub const fn new(listener: L) -> Self {
+        Self { listener, turn: Mutex::new(()) }
+    }
+
+    /// The listener.
+    pub const fn listener(&self) -> &L {
+        &self.listener
+    }
+
+    /// Takes the connection that waits, if one does. The stream is non-blocking.
+    ///
+    /// # Errors
+    ///
+    /// The listener's own, which will not pass.
+    #[allow(clippy::type_complexity)]
+    pub fn accept(&self) -> io::Result<Waiting<(L::Stream, L::Address)>> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if !ready(&self.listener, PollFlags::IN, Some(Duration::ZERO))? {
+            return Ok(Waiting::Nothing);
+        }
+        let accepted = self.listener.accept_one().and_then(|(stream, address)| {
+            L::unblock(&stream)?;
+            Ok((stream, address))
+        });
+        match accepted {
+            Ok(connection) => Ok(Waiting::Connection(connection)),
+            Err(error) => match Trouble::of(&error) {
+                Trouble::Connection => Ok(Waiting::Nothing),
+                Trouble::Shortage => {
+                    tracing::warn!(%error, "cannot accept, waiting for connections to close");
+                    Ok(Waiting::Shortage(SHORTAGE_PAUSE))
+                }
+                Trouble::Listener => Err(error),
+            },
+        }
+    }
+}
+
+/// Whether a listener may be given to a runtime that needs it to be non-blocking already.
 ///
 /// # Errors
 ///
-/// The listener's own, which will not pass.
-#[allow(clippy::type_complexity)]
-pub fn accept_waiting<L: Listener>(listener: &L) -> io::Result<Waiting<(L::Stream, L::Address)>> {
-    if !ready(listener, PollFlags::IN, Some(Duration::ZERO))? {
-        return Ok(Waiting::Nothing);
+/// It is in blocking mode, with what to do about it.
+pub fn check_nonblocking(listener: &impl AsFd) -> io::Result<()> {
+    if rustix::fs::fcntl_getfl(listener)?.contains(OFlags::NONBLOCK) {
+        return Ok(());
     }
-    let accepted = listener.accept_one().and_then(|(stream, address)| {
-        L::unblock(&stream)?;
-        Ok((stream, address))
-    });
-    match accepted {
-        Ok(connection) => Ok(Waiting::Connection(connection)),
-        Err(error) => match Trouble::of(&error) {
-            Trouble::Connection => Ok(Waiting::Nothing),
-            Trouble::Shortage => Ok(Waiting::Shortage(SHORTAGE_PAUSE, error)),
-            Trouble::Listener => Err(error),
-        },
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "the listener is in blocking mode, which may not be changed while another process accepts \
+         on it; have the supervisor make it non-blocking before it starts the first daemon, or \
+         accept with the Listener itself",
+    ))
+}
+
+impl<L: AsFd> AsFd for Polled<L> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl<L: AsFd> AsRawFd for Polled<L> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.listener.as_fd().as_raw_fd()
     }
 }
 
@@ -354,7 +409,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use rustix::fs::{OFlags, fcntl_getfl};
+    use rustix::fs::fcntl_getfl;
 
     use super::*;
     use crate::test_dir::scratch;

@@ -141,7 +141,7 @@ pub fn daemon() {
         revisions: vec![if fault("regressed") { revision.saturating_sub(1) } else { revision }],
     };
     let program = Program { dir, store, stopper, fault: name.clone() };
-    let ended = grant.ready(readiness).map_or_else(|ended| ended, |serving| serving.run(program));
+    let ended = grant.ready(readiness).run(program);
     std::process::exit(ended.exit_code().into());
 }
 
@@ -204,7 +204,7 @@ impl Bench {
         assert_eq!(Some(self.write()), report.serving);
         let log = std::fs::read_to_string(self.dir.path().join("data/writes.log")).unwrap();
         assert_eq!(log.lines().collect::<Vec<_>>(), self.acknowledged);
-        assert!(self.supervisor.shutdown(Duration::from_secs(5)).is_empty());
+        assert!(self.supervisor.shutdown(Duration::from_secs(5)).unwrap().is_empty());
         let left: Vec<_> = std::fs::read_dir(self.dir.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -234,7 +234,7 @@ pub fn launch(dir: &Path, fault: &str) -> Launch {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        self.supervisor.shutdown(Duration::from_secs(1));
+        let _ = self.supervisor.shutdown(Duration::from_secs(1));
     }
 }
 

@@ -108,7 +108,7 @@ impl Stage {
 
     /// Ends the daemons and removes the folder; gives what the daemons logged.
     pub(super) fn clear(mut self) -> Result<Vec<Line>, Failure> {
-        let stuck = self.supervisor.shutdown(END_GRACE);
+        let stuck = self.supervisor.shutdown(END_GRACE)?;
         if let Some(log) = &self.launch.stderr {
             rustix::io::write(log, format!("{END_OF_LOG}\n").as_bytes())
                 .map_err(|error| Failure::io("cannot end the log")(error.into()))?;
@@ -126,7 +126,7 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        self.supervisor.shutdown(END_GRACE);
+        let _ = self.supervisor.shutdown(END_GRACE);
     }
 }
 

@@ -7,10 +7,11 @@ use handoff_core::daemon::{self as core, Command, ConnId, Effect, Ended, Event, 
 use handoff_core::driver::ActionOf;
 use handoff_core::{Input, Machine as _};
 
+use super::channel::{Sender, channel};
 use super::hooks::Off;
 use super::program::{HookCall, Mail, Post, Program, Request, failed};
 use super::reactor::{Look, Reactor};
-use super::{StartError, log};
+use super::{Host, StartError, log};
 use crate::control::{ACCEPT_PAUSE, ControlPath, ControlSocket};
 use crate::effects::{DaemonEffects, Job};
 use crate::inherit::{Inherited, Role};
@@ -66,20 +67,7 @@ impl Config {
     }
 }
 
-/// What a [`DaemonHost`] leaves to its adapter.
-#[must_use = "work that is not done never completes"]
-pub enum DaemonWork {
-    /// To be run where it may block. It reports to the host by itself.
-    Job(Job<()>),
-    /// To be passed on to the program.
-    Program(Request),
-}
-
 /// A daemon's machine on this system.
-///
-/// Its adapter repeats: [`work`](Self::work) until there is no more work, then, unless it has
-/// [ended](Self::has_ended), wait until the descriptor is readable, then [`turn`](Self::turn).
-/// Nothing in it blocks.
 ///
 /// Dropping it closes its connections. The lock is not released by that, because the program may
 /// still be writing: it goes with the process.
@@ -94,6 +82,8 @@ pub struct DaemonHost {
     /// The last connection that waited could not be taken.
     short: bool,
     ended: bool,
+    /// Dropped last: it tells the program that the rest is gone.
+    program: Sender<Request>,
 }
 
 impl DaemonHost {
@@ -129,92 +119,31 @@ impl DaemonHost {
                 .map_err(io("reading who is at the other end of the supervisor's connection"))?;
             reactor.add(ConnId::SUPERVISOR, stream);
         }
-        let program =
-            Program::new(inherited, config.data_dir.clone(), Post(reactor.mailbox().clone()));
+        let (sender, requests) = channel();
+        let post = Post(reactor.mailbox().clone());
+        let program = Program::new(inherited, config.data_dir.clone(), post, requests);
         let effects = DaemonEffects::new(control, config.data_dir, users);
         let off = Off::default();
-        let host = Self { reactor, effects, off, listener: None, short: false, ended: false };
+        let host = Self {
+            reactor,
+            effects,
+            off,
+            listener: None,
+            short: false,
+            ended: false,
+            program: sender,
+        };
         Ok((host, program))
     }
 
-    /// What is to be done next. `None` when there is nothing, until the next [`turn`](Self::turn).
-    pub fn work(&mut self) -> Option<DaemonWork> {
-        while !self.ended {
-            match self.reactor.next_action() {
-                Some(ActionOf::<core::Daemon>::Do(Effect::Os(effect))) => {
-                    let (job, to) = (self.effects.job(effect), self.reactor.mailbox().clone());
-                    let report = move || to.send(Mail::Input(Input::Done(job())));
-                    return Some(DaemonWork::Job(Box::new(report)));
-                }
-                Some(ActionOf::<core::Daemon>::Do(Effect::Hook(hook))) => {
-                    self.off = Off::default();
-                    let post = Post(self.reactor.mailbox().clone());
-                    let call = HookCall::new(hook, self.off.clone(), post);
-                    return Some(DaemonWork::Program(Request::Hook(call)));
-                }
-                Some(ActionOf::<core::Daemon>::Cancel) => self.off.set(),
-                Some(ActionOf::<core::Daemon>::Event(Event::Ended(ended))) => {
-                    return Some(self.end(ended));
-                }
-                Some(ActionOf::<core::Daemon>::Event(event)) => {
-                    log(self.reactor.machine().state_name(), event.is_trouble(), &event);
-                }
-                Some(ActionOf::<core::Daemon>::Close { .. }) => {}
-                None => {
-                    self.listen();
-                    self.reactor.settle();
-                    return None;
-                }
-            }
-        }
-        None
-    }
-
-    /// Takes in what has arrived, and then the time; whether there was anything.
-    ///
-    /// # Errors
-    ///
-    /// The descriptors cannot be waited on: the host is of no use any more, and is to be dropped.
-    pub fn turn(&mut self) -> io::Result<bool> {
-        let Look { any, names, .. } = self.reactor.look()?;
-        if names.contains(&LISTENER) {
-            self.accept();
-        }
-        while let Some(mail) = self.reactor.mail() {
-            match mail {
-                Mail::Input(input) => self.reactor.handle(input),
-                // Whoever let go of it will not serve again, and the data may be half closed.
-                Mail::Dropped(Hook::Resume) => {
-                    tracing::error!(
-                        "handoff: the program does not resume; the lock is kept until it exits"
-                    );
-                    self.ended = true;
-                }
-                Mail::Dropped(hook) => {
-                    let outcome = failed(&hook, "the program let go of it");
-                    self.reactor.handle(Input::Done(outcome));
-                }
-                Mail::Gone => self.reactor.handle(Input::Command(Command::Stop)),
-            }
-        }
-        self.reactor.tick();
-        Ok(any)
-    }
-
-    /// Whether this process has no further part to play: the host is to be dropped.
-    #[must_use]
-    pub const fn has_ended(&self) -> bool {
-        self.ended
-    }
-
-    fn end(&mut self, ended: Ended) -> DaemonWork {
+    fn end(&mut self, ended: Ended) {
         tracing::info!(%ended, "handoff: this process has no further part");
         if let Ended::Crash(reason) = &ended {
             tracing::error!(reason, "handoff: aborting");
             std::process::abort();
         }
         self.ended = true;
-        DaemonWork::Program(Request::Ended(ended))
+        self.program.send(Request::Ended(ended));
     }
 
     /// Watches the control listener while this process answers on it.
@@ -273,8 +202,69 @@ impl DaemonHost {
     }
 }
 
+impl Host for DaemonHost {
+    fn job(&mut self) -> Option<Job<()>> {
+        while !self.ended {
+            match self.reactor.next_action() {
+                Some(ActionOf::<core::Daemon>::Do(Effect::Os(effect))) => {
+                    let (job, to) = (self.effects.job(effect), self.reactor.mailbox().clone());
+                    return Some(Box::new(move || to.send(Mail::Input(Input::Done(job())))));
+                }
+                Some(ActionOf::<core::Daemon>::Do(Effect::Hook(hook))) => {
+                    self.off = Off::default();
+                    let post = Post(self.reactor.mailbox().clone());
+                    let call = HookCall::new(hook, self.off.clone(), post);
+                    self.program.send(Request::Hook(call));
+                }
+                Some(ActionOf::<core::Daemon>::Cancel) => self.off.set(),
+                Some(ActionOf::<core::Daemon>::Event(Event::Ended(ended))) => self.end(ended),
+                Some(ActionOf::<core::Daemon>::Event(event)) => {
+                    log(self.reactor.machine().state_name(), event.is_trouble(), &event);
+                }
+                Some(ActionOf::<core::Daemon>::Close { .. }) => {}
+                None => {
+                    self.listen();
+                    self.reactor.settle();
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    fn turn(&mut self) -> io::Result<bool> {
+        let Look { any, names, .. } = self.reactor.look()?;
+        if names.contains(&LISTENER) {
+            self.accept();
+        }
+        while let Some(mail) = self.reactor.mail() {
+            match mail {
+                Mail::Input(input) => self.reactor.handle(input),
+                // Whoever let go of it will not serve again, and the data may be half closed.
+                Mail::Dropped(Hook::Resume) => {
+                    tracing::error!(
+                        "handoff: the program does not resume; the lock is kept until it exits"
+                    );
+                    self.ended = true;
+                }
+                Mail::Dropped(hook) => {
+                    let outcome = failed(&hook, "the program let go of it");
+                    self.reactor.handle(Input::Done(outcome));
+                }
+                Mail::Gone => self.reactor.handle(Input::Command(Command::Stop)),
+            }
+        }
+        self.reactor.tick();
+        Ok(any)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended
+    }
+}
+
 impl AsFd for DaemonHost {
-    /// Readable when a [`turn`](Self::turn) is due.
+    /// Readable when a turn is due.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.reactor.as_fd()
     }

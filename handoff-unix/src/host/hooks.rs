@@ -3,13 +3,14 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use handoff_core::daemon::{Command, DrainReport, SealReport};
 
+use super::channel::Bell;
 use super::program::Post;
 
 /// Why a hook failed, for the log and the supervisor.
@@ -40,34 +41,6 @@ pub trait Hooks {
     ///
     /// The process aborts: it can neither serve nor let another serve.
     fn resume(&mut self) -> Result<(), HookError>;
-}
-
-/// The same as futures. They are polled by whoever polls the adapter's `run`, so they need not be
-/// `Send` unless that is. One that is dropped before it is done has failed.
-#[allow(async_fn_in_trait)]
-pub trait AsyncHooks {
-    /// Stop accepting, finish what is in flight, make acknowledged writes durable (C2).
-    ///
-    /// # Errors
-    ///
-    /// The handoff is off; [`AsyncHooks::resume`] follows.
-    async fn drain(&mut self, drain: &DrainContext) -> Result<DrainReport, HookError>;
-
-    /// Flush, fsync and close the data, so that another process can open it. From its start on no
-    /// write is acknowledged.
-    ///
-    /// # Errors
-    ///
-    /// The handoff is off; [`AsyncHooks::resume`] follows. The lock was not released.
-    async fn seal(&mut self, seal: &SealContext) -> Result<SealReport, HookError>;
-
-    /// The handoff is off and the lock is held: open the data if it is closed, accept again. Runs
-    /// exactly once after every drain that no commit followed.
-    ///
-    /// # Errors
-    ///
-    /// The process aborts: it can neither serve nor let another serve.
-    async fn resume(&mut self) -> Result<(), HookError>;
 }
 
 /// What a drain may know.
@@ -132,7 +105,7 @@ pub struct Off(Arc<Flag>);
 #[derive(Default)]
 struct Flag {
     set: AtomicBool,
-    waiting: Mutex<Vec<Waker>>,
+    bell: Bell,
 }
 
 impl Off {
@@ -143,10 +116,8 @@ impl Off {
     }
 
     pub(super) fn set(&self) {
-        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         self.0.set.store(true, Ordering::Release);
-        let waiting = std::mem::take(&mut *waiting);
-        waiting.into_iter().for_each(Waker::wake);
+        self.0.bell.ring();
     }
 }
 
@@ -154,14 +125,8 @@ impl Future for Off {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.is_off() {
-            return Poll::Ready(());
-        }
-        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-            waiting.push(cx.waker().clone());
-        }
-        Poll::Pending
+        self.0.bell.listen(cx);
+        if self.is_off() { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 

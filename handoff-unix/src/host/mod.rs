@@ -1,28 +1,52 @@
 //! The machines on this system: what every adapter has in common.
 //!
-//! A host is a machine with its sockets, its clock and its effects. Everything it waits for is behind
-//! one descriptor, so an adapter is a loop of four steps in its runtime's idiom:
+//! A [`Host`] is a machine with its sockets, its clock and its effects. Everything it waits for is
+//! behind one descriptor, so an adapter is a loop in its runtime's idiom:
 //!
-//! 1. do the work that [`DaemonHost::work`] or [`SupervisorHost::work`] gives, until there is none:
-//!    a job goes where it may block, a hook to the program, an event to whoever waits for it;
-//! 2. end, if the host has;
+//! 1. run each [`Host::job`] where it may block, until there is none;
+//! 2. drop the host, if it [has ended](Host::has_ended);
 //! 3. wait until the host's descriptor is readable;
-//! 4. call `turn`.
+//! 4. call [`Host::turn`].
 //!
-//! Nothing in a host blocks, and nothing of it belongs to a runtime. What a program sees, its
-//! [`Hooks`] or [`AsyncHooks`], its [`Config`], its errors, is here too, because it is the same on
-//! every runtime.
+//! Nothing in a host blocks, and nothing of it belongs to a runtime. The other end of a host is what
+//! the program holds: [`Program`] and [`Front`]. For programs of tasks there is [`task`] on top of
+//! these, which is the same on every runtime that polls futures.
 
+use std::io;
+use std::os::fd::AsFd;
+
+use crate::effects::Job;
+
+mod channel;
 mod daemon;
 mod hooks;
 mod program;
 mod reactor;
 mod supervisor;
+pub mod task;
 
-pub use daemon::{Config, DaemonHost, DaemonWork};
-pub use hooks::{AsyncHooks, DrainContext, HookError, Hooks, Off, SealContext};
+pub use daemon::{Config, DaemonHost};
+pub use hooks::{DrainContext, HookError, Hooks, Off, SealContext};
 pub use program::{HookCall, Program, Request, Stop};
-pub use supervisor::{Aborter, Handoff, Started, SupervisorConfig, SupervisorHost, SupervisorWork};
+pub use supervisor::{Aborter, Front, Handoff, Started, SupervisorConfig, SupervisorHost};
+
+/// A machine on this system, to be driven by an adapter. Its descriptor is readable when a turn is
+/// due.
+pub trait Host: AsFd {
+    /// What is to be done next, somewhere where it may block: it reports to the host by itself.
+    /// `None` when there is nothing until the next turn.
+    fn job(&mut self) -> Option<Job<()>>;
+
+    /// Takes in what has arrived, and then the time (T5); whether there was anything.
+    ///
+    /// # Errors
+    ///
+    /// The descriptors cannot be waited on: the host is of no use any more, and is to be dropped.
+    fn turn(&mut self) -> io::Result<bool>;
+
+    /// Whether it has no further part to play: it is to be dropped.
+    fn has_ended(&self) -> bool;
+}
 
 /// The log line of an event: a warning where somebody should look at it. `state` is the machine's.
 fn log(state: &str, trouble: bool, event: &dyn std::fmt::Display) {

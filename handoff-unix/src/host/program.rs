@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt::Display;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -12,9 +12,10 @@ use std::pin::pin;
 use handoff_core::Input;
 use handoff_core::daemon::{self as core, Command, Ended, Hook, Outcome, Readiness, SealFailure};
 
-use super::StartError;
-use super::hooks::{AsyncHooks, DrainContext, Hooks, Off, SealContext};
+use super::channel::Receiver;
+use super::hooks::{DrainContext, Hooks, Off, SealContext};
 use super::reactor::Mailbox;
+use super::{StartError, task};
 use crate::accept::Listener;
 use crate::inherit::{InheritError, Inherited, Role};
 
@@ -54,7 +55,6 @@ impl Stop {
 
 /// What a host asks of its program, in order.
 #[derive(Debug)]
-#[must_use = "a hook that is dropped has failed"]
 pub enum Request {
     /// To run a hook. The first is [`Hook::Open`].
     Hook(HookCall),
@@ -72,11 +72,36 @@ pub struct Program {
     inherited: Inherited,
     data_dir: PathBuf,
     post: Post,
+    requests: Receiver<Request>,
 }
 
 impl Program {
-    pub(super) const fn new(inherited: Inherited, data_dir: PathBuf, post: Post) -> Self {
-        Self { inherited, data_dir, post }
+    pub(super) const fn new(
+        inherited: Inherited,
+        data_dir: PathBuf,
+        post: Post,
+        requests: Receiver<Request>,
+    ) -> Self {
+        Self { inherited, data_dir, post, requests }
+    }
+
+    /// What is asked of the program next. After [`Request::Ended`] the host is gone, and its sockets
+    /// with it. Dropping the future loses nothing.
+    pub async fn next(&self) -> Request {
+        let request = self.requests.next().await;
+        if let Some(Request::Ended(_)) = request {
+            while self.requests.next().await.is_some() {}
+        }
+        request.unwrap_or_else(lost)
+    }
+
+    /// The same on this thread.
+    pub fn wait(&self) -> Request {
+        let request = self.requests.wait();
+        if let Some(Request::Ended(_)) = request {
+            while self.requests.wait().is_some() {}
+        }
+        request.unwrap_or_else(lost)
     }
 
     /// Whether a supervisor started this process to take over from another.
@@ -109,13 +134,17 @@ impl Program {
         }
     }
 
-    /// A listener that was bound, or the error that says which could not be.
+    /// A listener that a runtime has bound, as std's own, or the error that says which could not be.
     ///
     /// # Errors
     ///
-    /// It could not be bound.
-    pub fn bound<L>(name: &str, bound: io::Result<L>) -> Result<L, StartError> {
-        bound.map_err(|source| StartError::Listener { name: name.to_string(), source })
+    /// It could not be bound, or no descriptors are left.
+    pub fn bound<L: From<OwnedFd>>(
+        name: &str,
+        bound: io::Result<impl AsFd>,
+    ) -> Result<L, StartError> {
+        let owned = bound.and_then(|listener| listener.as_fd().try_clone_to_owned());
+        owned.map(L::from).map_err(|source| StartError::Listener { name: name.to_string(), source })
     }
 
     /// Any other inherited descriptor of this name.
@@ -143,6 +172,11 @@ impl Program {
     pub fn stopper(&self) -> Stop {
         Stop(self.post.clone())
     }
+}
+
+/// Its host was dropped before it had ended: with its runtime, or because it could not go on.
+fn lost() -> Request {
+    Request::Ended(Ended::Crash("the protocol has stopped before its end".to_string()))
 }
 
 impl Drop for Program {
@@ -194,7 +228,7 @@ impl HookCall {
     }
 
     /// Runs it as a future. Dropping that is a failure of the hook.
-    pub async fn run_async(self, hooks: &mut impl AsyncHooks) {
+    pub async fn run_async(self, hooks: &mut impl task::Hooks) {
         let Some(hook) = &self.hook else { return };
         let outcome = unwinding(async {
             match hook {

@@ -52,11 +52,6 @@ impl<T> Mailbox<T> {
             self.waker.wake();
         }
     }
-
-    /// Has the reactor's owner look after it.
-    pub(super) fn wake(&self) {
-        self.waker.wake();
-    }
 }
 
 #[derive(Debug)]

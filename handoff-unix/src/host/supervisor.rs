@@ -3,14 +3,17 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use handoff_core::driver::ActionOf;
-use handoff_core::supervisor::{self as core, Command, Effect, Event, Outcome, Spec};
+use handoff_core::supervisor::{self as core, Command, Effect, Event, Outcome, Report, Spec};
 use handoff_core::{HandoffId, Input, Machine as _};
 
+use super::channel::{Receiver, Sender, channel};
 use super::reactor::{Look, Mailbox, Reactor};
-use super::{StartError, log};
+use super::{Host, StartError, log};
 use crate::control::ControlPath;
 use crate::effects::{Completion, Job, SupervisorEffects};
 use crate::probe::Users;
@@ -127,47 +130,216 @@ impl Aborter {
     }
 }
 
+/// What reaches a supervisor's host from outside.
 #[derive(Debug)]
 enum Mail {
     Done(Completion),
-    Abort,
-    /// The daemon is to be looked for: the journal was read.
+    /// The journal was read: the daemon is to be looked for.
     Recovered,
+    Listener(String, OwnedFd),
+    Ask(u64, Ask, Sender<Told>),
+    /// Nobody waits for the answer any more.
+    Abandoned(u64),
+    Abort,
+    End(Duration, Sender<Vec<u32>>),
+    /// They are, but for these.
+    AllEnded(Vec<u32>, Sender<Vec<u32>>),
+    /// The supervisor was dropped.
+    Closing,
 }
 
-/// What a [`SupervisorHost`] leaves to its adapter.
-#[must_use = "work that is not done never completes"]
-pub enum SupervisorWork {
-    /// To be run where it may block. It reports to the host by itself.
-    Job(Job<()>),
-    /// Something to tell whoever waits for it.
+/// What a supervisor can be asked for, one at a time.
+#[derive(Debug)]
+pub(super) enum Ask {
+    Start(Launch),
+    Handoff(Handoff),
+}
+
+/// What is told of it.
+#[derive(Debug)]
+pub(super) enum Told {
     Event(Event),
-    /// A process that was watched has ended, and is reaped where it was a child.
-    Exited {
-        /// Its pid.
-        pid: u32,
-        /// How it ended.
-        status: String,
-    },
+    Refused(StartError),
+}
+
+impl Told {
+    /// The answer to [`Ask::Start`], when this is it.
+    pub(super) fn started(self) -> Option<Result<Started, StartError>> {
+        match self {
+            Self::Event(Event::Serving { pid, started }) => Some(Ok(Started { pid, started })),
+            Self::Event(Event::NobodyServes(reason)) => Some(Err(StartError::NobodyServes(reason))),
+            Self::Refused(error) => Some(Err(error)),
+            Self::Event(_) => None,
+        }
+    }
+
+    /// The answer to [`Ask::Handoff`], when this is it; `on` is told of events.
+    pub(super) fn finished(
+        self,
+        on: &mut impl FnMut(&Event),
+    ) -> Option<Result<Report, StartError>> {
+        match self {
+            Self::Refused(error) => Some(Err(error)),
+            Self::Event(event) => {
+                on(&event);
+                match event {
+                    Event::Finished(report) => Some(Ok(report)),
+                    _ => None,
+                }
+            }
+        }
+    }
+}
+
+/// A supervisor's host, as its user sees it.
+///
+/// Dropping it ends no daemon: a handoff under way is rolled back, and then the host ends.
+#[derive(Debug)]
+pub struct Front {
+    post: Mailbox<Mail>,
+    names: Mutex<Vec<String>>,
+    /// How many questions were asked.
+    asked: AtomicU64,
+    exits: Receiver<(u32, String)>,
+}
+
+impl Front {
+    /// Keeps a listener, for every daemon that is started from now on to inherit under this name
+    /// (R13). Its mode is not changed.
+    ///
+    /// # Errors
+    ///
+    /// A name that is taken, empty, or has a colon.
+    pub fn listener(&self, name: &str, fd: OwnedFd) -> Result<(), StartError> {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = names.iter().any(|taken| taken == name);
+        if let Some(problem) = name_problem(name).or(taken.then_some("is given twice")) {
+            return Err(StartError::ListenerName { name: name.to_string(), problem });
+        }
+        names.push(name.to_string());
+        self.post.send(Mail::Listener(name.to_string(), fd));
+        Ok(())
+    }
+
+    /// A handle that rolls back the handoff under way.
+    #[must_use]
+    pub fn aborter(&self) -> Aborter {
+        Aborter(self.post.clone())
+    }
+
+    /// Asks for the daemon to be found or started, and calls `turn`, which runs the host, until that
+    /// has an answer.
+    ///
+    /// # Errors
+    ///
+    /// Those of the answer and of `turn`.
+    pub fn start(
+        &self,
+        launch: &Launch,
+        turn: impl FnMut() -> Result<(), StartError>,
+    ) -> Result<Started, StartError> {
+        wait(&self.ask(Ask::Start(launch.clone())).1, turn, Told::started)?
+    }
+
+    /// Asks for a handoff, and calls `turn`, which runs the host, until that has come to an end. `on`
+    /// is told what happens.
+    ///
+    /// # Errors
+    ///
+    /// Those of the answer and of `turn`.
+    pub fn handoff(
+        &self,
+        handoff: &Handoff,
+        mut on: impl FnMut(&Event),
+        turn: impl FnMut() -> Result<(), StartError>,
+    ) -> Result<Report, StartError> {
+        let (_, told) = self.ask(Ask::Handoff(handoff.clone()));
+        wait(&told, turn, |told| told.finished(&mut on))?
+    }
+
+    /// Asks for every daemon to be ended (R14), and calls `turn`, which runs the host, until they are.
+    /// Gives the pids that would not die.
+    ///
+    /// # Errors
+    ///
+    /// Those of `turn`.
+    pub fn shutdown(
+        &self,
+        grace: Duration,
+        turn: impl FnMut() -> Result<(), StartError>,
+    ) -> Result<Vec<u32>, StartError> {
+        wait(&self.end(grace), turn, Some)
+    }
+
+    /// A daemon that has ended, if there is one that was not told of.
+    pub fn exit(&self) -> Option<(u32, String)> {
+        self.exits.try_next()
+    }
+
+    pub(super) fn exits(&self) -> &Receiver<(u32, String)> {
+        &self.exits
+    }
+
+    /// Asks; gives the number of the question and what is told of it.
+    pub(super) fn ask(&self, ask: Ask) -> (u64, Receiver<Told>) {
+        let (sender, told) = channel();
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        self.post.send(Mail::Ask(number, ask, sender));
+        (number, told)
+    }
+
+    /// Nobody waits for the answer any more: what is under way for it is aborted.
+    pub(super) fn abandon(&self, number: u64) {
+        self.post.send(Mail::Abandoned(number));
+    }
+
+    pub(super) fn end(&self, grace: Duration) -> Receiver<Vec<u32>> {
+        let (sender, ended) = channel();
+        self.post.send(Mail::End(grace, sender));
+        ended
+    }
+}
+
+fn wait<T, R>(
+    told: &Receiver<T>,
+    mut turn: impl FnMut() -> Result<(), StartError>,
+    mut answer: impl FnMut(T) -> Option<R>,
+) -> Result<R, StartError> {
+    loop {
+        while let Some(told) = told.try_next() {
+            if let Some(answer) = answer(told) {
+                return Ok(answer);
+            }
+        }
+        turn()?;
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.post.send(Mail::Closing);
+    }
 }
 
 /// A supervisor's machine on this system, with the listeners.
 ///
-/// Its adapter repeats: [`work`](Self::work) until there is no more work, then wait until the
-/// descriptor is readable, then [`turn`](Self::turn). Nothing in it blocks.
-///
-/// Dropping it ends nobody: daemons outlive their supervisor. Between [`Event::Finished`] and the next
-/// handoff there is nothing to lose by that; in the middle of one it is as if the supervisor had died.
+/// Dropping it ends nobody: daemons outlive their supervisor. Between handoffs there is nothing to
+/// lose by that; in the middle of one it is as if the supervisor had died.
+#[derive(Debug)]
 pub struct SupervisorHost {
     reactor: Reactor<core::Supervisor, Mail>,
     effects: SupervisorEffects,
-    names: Vec<String>,
     no_listeners: bool,
+    listeners: usize,
     watched: Vec<(u64, PidFd)>,
     named: u64,
-    jobs: VecDeque<Job<()>>,
-    exits: VecDeque<(u32, String)>,
+    /// What is left of an effect, and what is no effect.
+    jobs: Jobs,
     recovering: bool,
+    closing: bool,
+    /// Who asked last, by the number of the question.
+    told: Option<(u64, Sender<Told>)>,
+    exits: Sender<(u32, String)>,
 }
 
 impl SupervisorHost {
@@ -176,7 +348,7 @@ impl SupervisorHost {
     /// # Errors
     ///
     /// A control path too long for a socket or in no directory, no descriptors left.
-    pub fn new(config: SupervisorConfig) -> Result<Self, StartError> {
+    pub fn new(config: SupervisorConfig) -> Result<(Self, Front), StartError> {
         let control = ControlPath::new(config.control_path)?;
         control.check_directory()?;
         let io = |what| move |source| StartError::Io { what, source };
@@ -184,165 +356,89 @@ impl SupervisorHost {
         let users = Users(config.core.allowed_uids.clone());
         let machine = core::Supervisor::new(config.core);
         let reactor = Reactor::new(machine).map_err(io("making the descriptors to wait on"))?;
-        Ok(Self {
+        let (sender, exits) = channel();
+        let post = reactor.mailbox().clone();
+        let front = Front { post, names: Mutex::default(), asked: AtomicU64::new(0), exits };
+        let host = Self {
             reactor,
             effects: SupervisorEffects::new(control, config.data_dir, config.journal, users),
-            names: Vec::new(),
             no_listeners: config.no_listeners,
+            listeners: 0,
             watched: Vec::new(),
             named: 0,
-            jobs: VecDeque::new(),
-            exits: VecDeque::new(),
+            jobs: Jobs::default(),
             recovering: false,
-        })
+            closing: false,
+            told: None,
+            exits: sender,
+        };
+        Ok((host, front))
     }
 
-    /// Keeps a listener, for every daemon it starts from now on to inherit under this name (R13). Its
-    /// mode is not changed.
-    ///
-    /// # Errors
-    ///
-    /// A name that is taken, empty, or has a colon.
-    pub fn listener(&mut self, name: &str, fd: OwnedFd) -> Result<(), StartError> {
-        let taken = self.names.iter().any(|taken| taken == name);
-        let problem = name_problem(name).or(taken.then_some("is given twice"));
-        if let Some(problem) = problem {
-            return Err(StartError::ListenerName { name: name.to_string(), problem });
-        }
-        self.names.push(name.to_string());
-        self.effects.listener(name.to_string(), fd);
-        Ok(())
-    }
-
-    /// Begins to find out who serves; where nobody does and the lock is free, `launch` is started
-    /// (R10, R17). [`Event::Serving`] or [`Event::NobodyServes`] is the end of it.
-    ///
-    /// # Errors
-    ///
-    /// It is busy.
-    pub fn start(&mut self, launch: &Launch) -> Result<(), StartError> {
-        self.check_idle()?;
-        self.effects.launch(launch.clone(), Spec::default().hello_budget);
-        self.recovering = true;
-        let (recover, to) = (self.effects.recover(), self.reactor.mailbox().clone());
-        self.jobs.push_back(Box::new(move || {
-            recover();
-            to.send(Mail::Recovered);
-        }));
-        self.reactor.mailbox().wake();
-        Ok(())
-    }
-
-    /// Begins a handoff (C, R). [`Event::Finished`] is the end of it.
-    ///
-    /// # Errors
-    ///
-    /// It holds no listeners, or is busy: nothing was done.
-    pub fn handoff(&mut self, handoff: &Handoff) -> Result<(), StartError> {
-        self.check_idle()?;
-        if self.names.is_empty() && !self.no_listeners {
-            return Err(StartError::NoListeners);
-        }
-        self.effects.launch(handoff.launch.clone(), handoff.spec.hello_budget);
-        let command = Command::Handoff { id: HandoffId::new(), spec: handoff.spec };
-        self.reactor.handle(Input::Command(command));
-        self.reactor.mailbox().wake();
-        Ok(())
-    }
-
-    /// Takes in mail, so that an abort that was meant for what came before has nothing to end.
-    fn check_idle(&mut self) -> Result<(), StartError> {
-        self.read_mail();
-        if self.is_idle() { Ok(()) } else { Err(StartError::Busy) }
-    }
-
-    /// Whether nothing is under way.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.reactor.machine().idle() && !self.recovering
-    }
-
-    /// A handle that rolls back the handoff under way.
-    #[must_use]
-    pub fn aborter(&self) -> Aborter {
-        Aborter(self.reactor.mailbox().clone())
-    }
-
-    /// Work that ends every daemon it started: SIGTERM, `grace`, SIGKILL, each with all its process
-    /// group, and a bounded wait (R14). It gives the pids that would not die.
-    #[must_use]
-    pub fn end_all(&self, grace: Duration) -> Job<Vec<u32>> {
-        self.effects.end_all(grace)
-    }
-
-    /// What is to be done next. `None` when there is nothing, until the next [`turn`](Self::turn) or
-    /// the next thing that is asked for.
-    pub fn work(&mut self) -> Option<SupervisorWork> {
-        if let Some(job) = self.jobs.pop_front() {
-            return Some(SupervisorWork::Job(job));
-        }
-        if let Some((pid, status)) = self.exits.pop_front() {
-            return Some(SupervisorWork::Exited { pid, status });
-        }
-        while let Some(action) = self.reactor.next_action() {
-            match action {
-                ActionOf::<core::Supervisor>::Do(effect) => {
-                    return Some(SupervisorWork::Job(self.job(effect)));
-                }
-                ActionOf::<core::Supervisor>::Event(event) => {
-                    log(self.reactor.machine().state_name(), event.is_trouble(), &event);
-                    return Some(SupervisorWork::Event(event));
-                }
-                ActionOf::<core::Supervisor>::Cancel
-                | ActionOf::<core::Supervisor>::Close { .. } => {}
-            }
-        }
-        self.reactor.settle();
-        None
-    }
-
-    /// Takes in what has arrived, and then the time; whether there was anything.
-    ///
-    /// # Errors
-    ///
-    /// The descriptors cannot be waited on: the host is of no use any more.
-    pub fn turn(&mut self) -> io::Result<bool> {
-        let Look { any, names, introduced } = self.reactor.look()?;
-        // The exit of a process before the completion that would commit to it.
-        for name in names {
-            if let Some(place) = self.watched.iter().position(|(watched, _)| *watched == name) {
-                let (_, process) = self.watched.swap_remove(place);
-                self.reactor.unwatch(&process);
-                let outcome = self.effects.exited(&process);
-                if let Outcome::Exited { pid, status } = &outcome {
-                    self.exits.push_back((*pid, status.clone()));
-                }
-                self.reactor.handle(Input::Done(outcome));
-            }
-        }
-        self.read_mail();
-        // A successor that a wrapper started is watched from when it says who it is (C1).
-        for (peer, cred) in introduced {
-            if let Some(process) = self.effects.introduced(peer, cred) {
-                self.watch(process);
-            }
-        }
-        self.reactor.tick();
-        Ok(any)
     }
 
     fn read_mail(&mut self) {
         while let Some(mail) = self.reactor.mail() {
             match mail {
-                Mail::Abort => self.reactor.handle(Input::Command(Command::Abort)),
+                Mail::Done(completion) => self.complete(completion),
                 Mail::Recovered => {
                     self.recovering = false;
                     let own = self.effects.own();
                     self.reactor.handle(Input::Command(Command::Start { own }));
                 }
-                Mail::Done(completion) => self.complete(completion),
+                Mail::Listener(name, fd) => {
+                    self.listeners += 1;
+                    self.effects.listener(name, fd);
+                }
+                Mail::Ask(number, ask, told) => match self.begin(ask) {
+                    Ok(()) => self.told = Some((number, told)),
+                    Err(error) => told.send(Told::Refused(error)),
+                },
+                Mail::Abandoned(number) => {
+                    if self.told.as_ref().is_some_and(|(asked, _)| *asked == number) {
+                        self.reactor.handle(Input::Command(Command::Abort));
+                    }
+                }
+                Mail::Abort => self.reactor.handle(Input::Command(Command::Abort)),
+                Mail::End(grace, ended) => {
+                    let (end, to) = (self.effects.end_all(grace), self.reactor.mailbox().clone());
+                    self.jobs.0.push_back(Box::new(move || to.send(Mail::AllEnded(end(), ended))));
+                }
+                Mail::AllEnded(left, ended) => ended.send(left),
+                Mail::Closing => {
+                    self.closing = true;
+                    self.reactor.handle(Input::Command(Command::Abort));
+                }
             }
         }
+    }
+
+    fn begin(&mut self, ask: Ask) -> Result<(), StartError> {
+        if !self.is_idle() {
+            return Err(StartError::Busy);
+        }
+        match ask {
+            Ask::Start(launch) => {
+                self.effects.launch(launch, Spec::default().hello_budget);
+                self.recovering = true;
+                let (recover, to) = (self.effects.recover(), self.reactor.mailbox().clone());
+                self.jobs.0.push_back(Box::new(move || {
+                    recover();
+                    to.send(Mail::Recovered);
+                }));
+            }
+            Ask::Handoff(Handoff { launch, spec }) => {
+                if self.listeners == 0 && !self.no_listeners {
+                    return Err(StartError::NoListeners);
+                }
+                self.effects.launch(launch, spec.hello_budget);
+                let command = Command::Handoff { id: HandoffId::new(), spec };
+                self.reactor.handle(Input::Command(command));
+            }
+        }
+        Ok(())
     }
 
     fn complete(&mut self, completion: Completion) {
@@ -351,8 +447,8 @@ impl SupervisorHost {
             self.watch(process);
         }
         if let Some(effect) = finished.again {
-            let job = self.job(effect);
-            self.jobs.push_back(job);
+            let job = self.effect(effect);
+            self.jobs.0.push_back(job);
         }
         if let Some((peer, stream)) = finished.connection {
             self.reactor.add(peer, stream);
@@ -362,7 +458,7 @@ impl SupervisorHost {
         }
     }
 
-    fn job(&self, effect: Effect) -> Job<()> {
+    fn effect(&self, effect: Effect) -> Job<()> {
         let (job, to) = (self.effects.job(effect), self.reactor.mailbox().clone());
         Box::new(move || to.send(Mail::Done(job())))
     }
@@ -381,15 +477,70 @@ impl SupervisorHost {
     }
 }
 
-impl AsFd for SupervisorHost {
-    /// Readable when a [`turn`](Self::turn) is due.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.reactor.as_fd()
+impl Host for SupervisorHost {
+    fn job(&mut self) -> Option<Job<()>> {
+        if let Some(job) = self.jobs.0.pop_front() {
+            return Some(job);
+        }
+        while let Some(action) = self.reactor.next_action() {
+            match action {
+                ActionOf::<core::Supervisor>::Do(effect) => return Some(self.effect(effect)),
+                ActionOf::<core::Supervisor>::Event(event) => {
+                    log(self.reactor.machine().state_name(), event.is_trouble(), &event);
+                    if let Some((_, told)) = &self.told {
+                        told.send(Told::Event(event));
+                    }
+                }
+                ActionOf::<core::Supervisor>::Cancel
+                | ActionOf::<core::Supervisor>::Close { .. } => {}
+            }
+        }
+        self.reactor.settle();
+        None
+    }
+
+    fn turn(&mut self) -> io::Result<bool> {
+        let Look { any, names, introduced } = self.reactor.look()?;
+        // The exit of a process before the completion that would commit to it.
+        for name in names {
+            if let Some(place) = self.watched.iter().position(|(watched, _)| *watched == name) {
+                let (_, process) = self.watched.swap_remove(place);
+                self.reactor.unwatch(&process);
+                let outcome = self.effects.exited(&process);
+                if let Outcome::Exited { pid, status } = &outcome {
+                    self.exits.send((*pid, status.clone()));
+                }
+                self.reactor.handle(Input::Done(outcome));
+            }
+        }
+        self.read_mail();
+        // A successor that a wrapper started is watched from when it says who it is (C1).
+        for (peer, cred) in introduced {
+            if let Some(process) = self.effects.introduced(peer, cred) {
+                self.watch(process);
+            }
+        }
+        self.reactor.tick();
+        Ok(any)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.closing && self.is_idle() && self.jobs.0.is_empty()
     }
 }
 
-impl fmt::Debug for SupervisorHost {
+#[derive(Default)]
+struct Jobs(VecDeque<Job<()>>);
+
+impl fmt::Debug for Jobs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("SupervisorHost").field(&self.reactor).finish()
+        f.debug_tuple("Jobs").field(&self.0.len()).finish()
+    }
+}
+
+impl AsFd for SupervisorHost {
+    /// Readable when a turn is due.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reactor.as_fd()
     }
 }
