@@ -2,9 +2,13 @@
 
 mod demo;
 
-// The daemon of the demo is the example that people copy: there is one of it.
+// The daemons of the demo are the examples that people copy: there is one of each.
 #[path = "../../handoff-blocking/examples/kv.rs"]
-pub mod kv;
+pub mod kv_blocking;
+#[path = "../../handoff-smol/examples/kv.rs"]
+pub mod kv_smol;
+#[path = "../../handoff-tokio/examples/kv.rs"]
+pub mod kv_tokio;
 
 use std::process::ExitCode;
 
@@ -24,12 +28,15 @@ enum Verb {
     Demo(demo::Options),
     /// The key-value daemon of the demo.
     #[command(hide = true, name = demo::DAEMON_VERB)]
-    Kv,
+    Kv {
+        /// What it runs on
+        runtime: demo::Runtime,
+    },
 }
 
 fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Demo(options) => demo::run(&options),
-        Verb::Kv => kv::main(),
+        Verb::Kv { runtime } => demo::daemon(runtime),
     }
 }

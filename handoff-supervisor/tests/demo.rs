@@ -49,8 +49,33 @@ fn assert_nothing_is_left(folder: &Path) {
 
 #[test]
 fn i3_i4_nothing_fails_and_nothing_is_lost() {
+    is_clean("--runtime blocking");
+}
+
+#[test]
+fn i3_i4_nor_on_tokio() {
+    is_clean("--runtime tokio");
+}
+
+#[test]
+fn i3_i4_nor_on_smol() {
+    is_clean("--runtime smol");
+}
+
+#[test]
+fn i3_i4_nor_on_async_std() {
+    is_clean("--runtime async-std");
+}
+
+#[test]
+fn i3_i4_nor_from_one_to_another() {
+    is_clean("--from smol --to tokio");
+}
+
+fn is_clean(runtimes: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let child = demo(folder.path(), "--seconds 3 --swaps 3 --clients 4 --json");
+    let args = format!("--seconds 3 --swaps 3 --clients 4 --json {runtimes}");
+    let child = demo(folder.path(), &args);
     wait(&child);
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -66,7 +91,7 @@ fn i3_i4_nothing_fails_and_nothing_is_lost() {
     assert!(number("requests") >= 2.0 * number("acked_writes"), "each was read back: {object:?}");
     assert!(number("longest_pause_ms") > 0.0);
     assert!(number("accept_gap_ms") > 0.0);
-    assert_eq!(object.len(), 8, "{object:?}");
+    assert_eq!(object.len(), 10, "{object:?}");
     assert_nothing_is_left(folder.path());
 }
 

@@ -233,7 +233,11 @@ fn parse(answer: &[u8]) -> Result<Vec<u8>, Failure> {
         status => return Err(Failure::Status(status.unwrap_or_default())),
     }
     let length = parsed.headers.iter().find(|h| h.name.eq_ignore_ascii_case("content-length"));
-    let length = length.and_then(|h| std::str::from_utf8(h.value).ok()?.parse::<usize>().ok());
+    let length = match length {
+        Some(header) => std::str::from_utf8(header.value).ok().and_then(|text| text.parse().ok()),
+        // An answer of this kind has no body, and needs no length to say so.
+        None => (parsed.code == Some(204)).then_some(0),
+    };
     let body = &answer[head..];
     if length == Some(body.len()) { Ok(body.to_vec()) } else { Err(Failure::CutShort) }
 }

@@ -42,9 +42,61 @@ pub(crate) struct Options {
     /// How many swaps are to succeed; two more are to be rolled back
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     swaps: u32,
+    /// What the daemons run on
+    #[arg(long, value_enum, default_value_t = Runtime::Blocking)]
+    runtime: Runtime,
+    /// What the first daemon runs on; each swap goes to the other of the two
+    #[arg(long, value_enum, requires = "to", conflicts_with = "runtime")]
+    from: Option<Runtime>,
+    /// What its successor runs on
+    #[arg(long, value_enum, requires = "from")]
+    to: Option<Runtime>,
     /// Print one JSON object instead of the report
     #[arg(long)]
     json: bool,
+}
+
+impl Options {
+    /// What the daemons run on, the first of them first.
+    fn runtimes(&self) -> [Runtime; 2] {
+        [self.from.unwrap_or(self.runtime), self.to.unwrap_or(self.runtime)]
+    }
+}
+
+/// What a daemon runs on: the same daemon, once for each adapter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Runtime {
+    // Threads and blocking sockets.
+    Blocking,
+    // tokio, with axum.
+    Tokio,
+    // smol.
+    Smol,
+    // The daemon for smol, unchanged, in a program on async-std.
+    AsyncStd,
+}
+
+impl Runtime {
+    /// As it is written on the command line.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Blocking => "blocking",
+            Self::Tokio => "tokio",
+            Self::Smol => "smol",
+            Self::AsyncStd => "async-std",
+        }
+    }
+}
+
+/// Runs the daemon of the demo.
+pub(crate) fn daemon(runtime: Runtime) -> ExitCode {
+    match runtime {
+        Runtime::Blocking => crate::kv_blocking::main(),
+        Runtime::Tokio => crate::kv_tokio::main(),
+        Runtime::Smol => crate::kv_smol::main(),
+        Runtime::AsyncStd => crate::kv_smol::main_on(async_std::task::block_on),
+    }
 }
 
 /// Why there is nothing to report.
@@ -71,6 +123,8 @@ impl Failure {
 struct Swap {
     successor: Successor,
     old: u32,
+    /// What the two run on.
+    runtimes: [Runtime; 2],
     start: Instant,
     phases: Vec<(Phase, Instant)>,
     end: Instant,
@@ -129,7 +183,7 @@ fn perform(options: &Options) -> Result<Summary, Failure> {
     progress.ended();
     let (swaps, lost) = swapped?;
     interrupt.check()?;
-    Ok(Summary::new(swaps, options.swaps, &load, lost, log))
+    Ok(Summary::new(swaps, options, &load, lost, log))
 }
 
 /// What became of the swaps, and how many writes were lost.
@@ -140,9 +194,10 @@ fn swap_and_read_back(
     interrupt: &Interrupt,
     progress: &Progress,
 ) -> Result<(Vec<Swap>, u64), Failure> {
-    let pid = stage.start()?;
+    let [runtime, _] = options.runtimes();
+    let pid = stage.start(runtime)?;
     interrupt.check()?;
-    progress.started(stage.address, pid);
+    progress.started(stage.address, pid, runtime);
     let swaps = swap_under_load(options, stage, load, interrupt, progress, pid)?;
     progress.reads_back();
     Ok((swaps, load.read_back(interrupt.flag())))
@@ -160,6 +215,7 @@ fn swap_under_load(
     let (start, plan) = (Instant::now(), plan(options.swaps));
     let slot = time / u32::try_from(plan.len()).unwrap_or(u32::MAX);
     let mut swaps = Vec::new();
+    let mut runtimes = options.runtimes();
     thread::scope(|scope| {
         let _stop = StopLoad(load);
         for client in 0..options.clients {
@@ -169,10 +225,14 @@ fn swap_under_load(
         }
         for (place, successor) in (0..).zip(plan) {
             interrupt.wait_until(start + slot * place + slot / 2)?;
-            let swap = swap(stage, successor, serving, |phase| progress.phase(place, phase))?;
+            let on = |phase| progress.phase(place, phase);
+            let swap = swap(stage, successor, serving, runtimes, on)?;
             interrupt.check()?;
             progress.swapped(place, &swap);
             let goes_on = swap.is_as_expected();
+            if swap.report.verdict == Verdict::Committed {
+                runtimes.reverse();
+            }
             serving = swap.report.serving.unwrap_or(serving);
             swaps.push(swap);
             if !goes_on {
@@ -197,16 +257,17 @@ fn swap(
     stage: &mut Stage,
     successor: Successor,
     old: u32,
+    runtimes: [Runtime; 2],
     on: impl Fn(Phase),
 ) -> Result<Swap, Failure> {
     let (start, mut phases) = (Instant::now(), Vec::new());
-    let report = stage.swap(successor, |event| {
+    let report = stage.swap(successor, runtimes[1], |event| {
         if let Event::Phase(phase) = event {
             phases.push((*phase, Instant::now()));
             on(*phase);
         }
     })?;
-    Ok(Swap { successor, old, start, phases, end: Instant::now(), report })
+    Ok(Swap { successor, old, runtimes, start, phases, end: Instant::now(), report })
 }
 
 /// Ctrl-C and its like, seen from the thread that runs the demo.

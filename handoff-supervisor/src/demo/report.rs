@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::load::Load;
 use super::stage::{Line, Successor};
-use super::{Options, Swap};
+use super::{Options, Runtime, Swap};
 
 /// How many characters the longest bar of the timeline has.
 const BAR: usize = 26;
@@ -45,8 +45,8 @@ impl Progress {
         Self { line, swaps: options.swaps + 2 }
     }
 
-    pub(super) fn started(&self, address: SocketAddr, pid: u32) {
-        self.say(format!("pid {pid} serves {address}"));
+    pub(super) fn started(&self, address: SocketAddr, pid: u32, runtime: Runtime) {
+        self.say(format!("pid {pid} ({}) serves {address}", runtime.name()));
     }
 
     pub(super) fn phase(&self, place: u32, phase: Phase) {
@@ -98,6 +98,8 @@ pub(super) struct Summary {
 /// The object that `--json` prints.
 #[derive(Debug, Serialize)]
 struct Numbers {
+    from: Runtime,
+    to: Runtime,
     swaps_committed: usize,
     rolled_back: usize,
     requests: u64,
@@ -112,7 +114,7 @@ struct Numbers {
 impl Summary {
     pub(super) fn new(
         swaps: Vec<Swap>,
-        asked: u32,
+        options: &Options,
         load: &Load,
         lost_writes: u64,
         log: Vec<Line>,
@@ -122,7 +124,10 @@ impl Summary {
         // One gap that is not known makes the longest unknown.
         let gaps: Option<Vec<_>> = committed().map(|swap| accept_gap(swap, &log)).collect();
         let longest = gaps.and_then(|gaps| gaps.into_iter().map(|(from, to)| to - from).max());
+        let [from, to] = options.runtimes();
         let numbers = Numbers {
+            from,
+            to,
             swaps_committed: count(Verdict::Committed),
             rolled_back: count(Verdict::RolledBack),
             requests: load.requests(),
@@ -132,7 +137,7 @@ impl Summary {
             longest_pause_ms: millis(load.longest_pause()),
             accept_gap_ms: longest.map(millis),
         };
-        Self { numbers, swaps, log, failures: load.failures(), asked }
+        Self { numbers, swaps, log, failures: load.failures(), asked: options.swaps }
     }
 
     /// Whether it went as it should.
@@ -254,8 +259,9 @@ fn accept_gap(swap: &Swap, log: &[Line]) -> Option<(Instant, Instant)> {
 fn timeline(swap: &Swap, log: &[Line]) -> String {
     let (old, new) = (swap.old, swap.report.serving.unwrap_or_default());
     let whole = swap.end - swap.start;
+    let [from, to] = swap.runtimes.map(Runtime::name);
     let mut text = format!(
-        "The last swap: pid {old} handed over to pid {new} in {}\n\n",
+        "The last swap: pid {old} ({from}) to pid {new} ({to}), {}\n\n",
         in_ms(millis(whole))
     );
     let mut row = |name: &str, from: Instant, to: Instant, what: &str, mark: char| {
@@ -328,7 +334,8 @@ mod tests {
         let phases = [Phase::Warm, Phase::Drain, Phase::Seal, Phase::Open, Phase::Commit];
         let swap = Swap {
             successor: Successor::Serves,
-            old: 1,
+            old: 4_194_303,
+            runtimes: [Runtime::AsyncStd; 2],
             start,
             phases: phases.into_iter().zip([0, 10, 11, 12, 99].map(at)).collect(),
             end: at(100),
@@ -342,7 +349,7 @@ mod tests {
             },
         };
         let line = |ms, text: &str| Line { at: at(ms), text: text.to_owned() };
-        let log = vec![line(11, "kv[1]: stopped accepting"), line(51, "kv[2]: accepting")];
+        let log = vec![line(11, "kv[4194303]: stopped accepting"), line(51, "kv[2]: accepting")];
         (swap, log)
     }
 

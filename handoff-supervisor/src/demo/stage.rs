@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use handoff_blocking::{Event, Handoff, Launch, Report, Supervisor, SupervisorConfig};
 use tempfile::TempDir;
 
-use super::{DAEMON_VERB, Failure};
+use super::{DAEMON_VERB, Failure, Runtime};
 
 /// How many clients may wait at once while nobody accepts: the backlog std gives a listener.
 pub(super) const MOST_CLIENTS: u32 = 128;
@@ -67,8 +67,11 @@ impl Stage {
         let folder = folder().map_err(Failure::io("cannot make a temporary folder"))?;
         let (control, data) = (folder.path().join("control"), folder.path().join("data"));
         std::fs::create_dir(&data).map_err(Failure::io("cannot make the data directory"))?;
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| Ok((listener.local_addr()?, listener)));
+        let listener = TcpListener::bind("127.0.0.1:0").and_then(|listener| {
+            // While nobody else has it: every runtime's own sockets can use it then.
+            listener.set_nonblocking(true)?;
+            Ok((listener.local_addr()?, listener))
+        });
         let (address, listener) = listener.map_err(Failure::io("cannot listen on 127.0.0.1"))?;
 
         let config = SupervisorConfig::new(&control).data_dir(&data);
@@ -87,19 +90,22 @@ impl Stage {
     }
 
     /// Starts the first daemon; gives its pid.
-    pub(super) fn start(&mut self) -> Result<u32, Failure> {
-        Ok(self.supervisor.start(&self.launch)?.pid)
+    pub(super) fn start(&mut self, runtime: Runtime) -> Result<u32, Failure> {
+        let launch = self.launch.clone().arg(runtime.name());
+        Ok(self.supervisor.start(&launch)?.pid)
     }
 
     pub(super) fn swap(
         &mut self,
         successor: Successor,
+        runtime: Runtime,
         on: impl FnMut(&Event),
     ) -> Result<Report, Failure> {
+        let launch = self.launch.clone().arg(runtime.name());
         let launch = match successor {
-            Successor::Serves => self.launch.clone(),
-            Successor::Unhealthy => self.launch.clone().env("KV_UNHEALTHY", "1"),
-            Successor::Dies => self.launch.clone().env("KV_DIE_AFTER_BEGIN", "1"),
+            Successor::Serves => launch,
+            Successor::Unhealthy => launch.env("KV_UNHEALTHY", "1"),
+            Successor::Dies => launch.env("KV_DIE_AFTER_BEGIN", "1"),
         };
         let limit = Duration::from_secs(20);
         let handoff = Handoff::new(launch).warm_up(limit).drain_grace(limit / 2).deadline(limit);

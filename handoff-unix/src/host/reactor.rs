@@ -198,10 +198,12 @@ impl<M: Machine, T> Reactor<M, T> {
         // What is due only after this look is for the next one.
         self.looked = self.clock.now();
         let mut room = [const { MaybeUninit::uninit() }; LOOK];
-        let events = match epoll::wait(&self.epoll, &mut room, Some(&Timespec::default())) {
-            Ok((events, _)) => &*events,
-            Err(Errno::INTR) => &[],
-            Err(error) => return Err(error.into()),
+        let events = loop {
+            match epoll::wait(&self.epoll, &mut room, Some(&Timespec::default())) {
+                Ok((events, _)) => break &*events,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
         };
         self.more = events.len() == LOOK;
         let mut look = Look { any: !events.is_empty(), names: Vec::new(), introduced: Vec::new() };

@@ -384,9 +384,10 @@ impl SupervisorHost {
             match mail {
                 Mail::Done(completion) => self.complete(completion),
                 Mail::Recovered => {
-                    self.recovering = false;
-                    let own = self.effects.own();
-                    self.reactor.handle(Input::Command(Command::Start { own }));
+                    if std::mem::take(&mut self.recovering) {
+                        let own = self.effects.own();
+                        self.reactor.handle(Input::Command(Command::Start { own }));
+                    }
                 }
                 Mail::Listener(name, fd) => {
                     self.listeners += 1;
@@ -398,10 +399,10 @@ impl SupervisorHost {
                 },
                 Mail::Abandoned(number) => {
                     if self.told.as_ref().is_some_and(|(asked, _)| *asked == number) {
-                        self.reactor.handle(Input::Command(Command::Abort));
+                        self.abort();
                     }
                 }
-                Mail::Abort => self.reactor.handle(Input::Command(Command::Abort)),
+                Mail::Abort => self.abort(),
                 Mail::End(grace, ended) => {
                     let (end, to) = (self.effects.end_all(grace), self.reactor.mailbox().clone());
                     self.jobs.0.push_back(Box::new(move || to.send(Mail::AllEnded(end(), ended))));
@@ -409,10 +410,20 @@ impl SupervisorHost {
                 Mail::AllEnded(left, ended) => ended.send(left),
                 Mail::Closing => {
                     self.closing = true;
-                    self.reactor.handle(Input::Command(Command::Abort));
+                    self.abort();
                 }
             }
         }
+    }
+
+    fn abort(&mut self) {
+        if std::mem::take(&mut self.recovering) {
+            let text = "the search for who serves was aborted".to_string();
+            if let Some((_, told)) = &self.told {
+                told.send(Told::Event(Event::NobodyServes(text)));
+            }
+        }
+        self.reactor.handle(Input::Command(Command::Abort));
     }
 
     fn begin(&mut self, ask: Ask) -> Result<(), StartError> {
