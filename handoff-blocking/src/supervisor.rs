@@ -3,14 +3,15 @@ use std::time::{Duration, Instant};
 
 use handoff_core::supervisor::{Event, Report};
 use handoff_unix::host::{
-    Aborter, Front, Handoff, StartError, Started, SupervisorConfig, SupervisorHost,
+    Aborter, Front, Handoff, Host, StartError, Started, SupervisorConfig, SupervisorHost,
 };
 use handoff_unix::spawn::Launch;
 
 /// Holds the listeners and swaps the daemon (S).
 ///
-/// It works while one of its methods runs, on the calling thread. Dropping it ends no daemon; a
-/// handoff cannot be dropped halfway, because [`Supervisor::handoff`] returns at its end.
+/// It works while one of its methods runs, on the calling thread. Dropping it ends no daemon, and waits
+/// until the last entry of the journal is written; a handoff cannot be dropped halfway, because
+/// [`Supervisor::handoff`] returns at its end.
 #[derive(Debug)]
 pub struct Supervisor {
     front: Front,
@@ -96,6 +97,13 @@ impl Supervisor {
     /// This process cannot wait for its sockets any more.
     pub fn shutdown(&mut self, grace: Duration) -> Result<Vec<u32>, StartError> {
         self.front.shutdown(grace, || turn(&mut self.host, None))
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        self.front.close();
+        while !self.host.has_ended() && turn(&mut self.host, None).is_ok() {}
     }
 }
 

@@ -49,10 +49,10 @@ impl<L: accept::Listener> Listener<L> {
         self.0.get_ref().listener()
     }
 
-    async fn next(&self) -> io::Result<(L::Stream, L::Address)> {
+    async fn next<T>(&self, own: impl Fn(L::Stream, L::Address) -> io::Result<T>) -> io::Result<T> {
         loop {
             self.0.readable().await?;
-            match self.0.get_ref().accept()? {
+            match self.0.get_ref().accept(&own)? {
                 Waiting::Connection(connection) => return Ok(connection),
                 Waiting::Nothing => {}
                 Waiting::Shortage(pause) => drop(smol::Timer::after(pause).await),
@@ -71,8 +71,7 @@ impl Listener<TcpListener> {
     ///
     /// The listener's own, which will not pass.
     pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        let (stream, address) = self.next().await?;
-        Ok((Async::new_nonblocking(stream)?.into(), address))
+        self.next(|stream, address| Ok((Async::new_nonblocking(stream)?.into(), address))).await
     }
 
     /// The address it listens at.
@@ -103,8 +102,7 @@ impl Listener<UnixListener> {
     ///
     /// The listener's own, which will not pass.
     pub async fn accept(&self) -> io::Result<UnixStream> {
-        let (stream, _) = self.next().await?;
-        Ok(Async::new_nonblocking(stream)?.into())
+        self.next(|stream, _| Ok(Async::new_nonblocking(stream)?.into())).await
     }
 
     /// The same listener as smol's own type.

@@ -186,6 +186,7 @@ impl Server {
     fn accept(self: &Arc<Self>) -> oneshot::Sender<()> {
         let (accepting, mut stopped) = oneshot::channel();
         let (server, busy) = (Arc::clone(self), self.busy.subscribe());
+        // Every path is a key, so there is one handler for all.
         let router = Router::new().fallback(answer).with_state(Arc::clone(self));
         tokio::spawn(async move {
             log("accepting");
@@ -252,6 +253,7 @@ async fn converse(router: Router, stream: TcpStream) {
         answer
     });
     let mut http = http1::Builder::new();
+    // A client that has closed its half still waits for the answer.
     http.keep_alive(false).half_close(true);
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
     tokio::select! {

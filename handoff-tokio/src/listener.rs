@@ -52,10 +52,10 @@ impl<L: accept::Listener> Listener<L> {
         self.0.get_ref().listener()
     }
 
-    async fn next(&self) -> io::Result<(L::Stream, L::Address)> {
+    async fn next<T>(&self, own: impl Fn(L::Stream, L::Address) -> io::Result<T>) -> io::Result<T> {
         loop {
             let mut ready = self.0.readable().await?;
-            match self.0.get_ref().accept()? {
+            match self.0.get_ref().accept(&own)? {
                 Waiting::Connection(connection) => return Ok(connection),
                 Waiting::Nothing => ready.clear_ready(),
                 Waiting::Shortage(pause) => tokio::time::sleep(pause).await,
@@ -74,8 +74,7 @@ impl Listener<TcpListener> {
     ///
     /// The listener's own, which will not pass.
     pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        let (stream, address) = self.next().await?;
-        Ok((TcpStream::from_std(stream)?, address))
+        self.next(|stream, address| Ok((TcpStream::from_std(stream)?, address))).await
     }
 
     /// The address it listens at.
@@ -106,8 +105,7 @@ impl Listener<UnixListener> {
     ///
     /// The listener's own, which will not pass.
     pub async fn accept(&self) -> io::Result<UnixStream> {
-        let (stream, _) = self.next().await?;
-        UnixStream::from_std(stream)
+        self.next(|stream, _| UnixStream::from_std(stream)).await
     }
 
     /// The same listener as tokio's own type.

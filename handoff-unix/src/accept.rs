@@ -147,33 +147,36 @@ impl<L: Listener> Polled<L> {
         &self.listener
     }
 
-    /// Takes the connection that waits, if one does. The stream is non-blocking.
+    /// Takes the connection that waits, if one does, and has `own` make of it what the runtime needs.
+    /// The stream is non-blocking. Where `own` fails the connection is dropped, as for a shortage.
     ///
     /// # Errors
     ///
     /// The listener's own, which will not pass.
-    #[allow(clippy::type_complexity)]
-    pub fn accept(&self) -> io::Result<Waiting<(L::Stream, L::Address)>> {
+    pub fn accept<T>(
+        &self,
+        own: impl FnOnce(L::Stream, L::Address) -> io::Result<T>,
+    ) -> io::Result<Waiting<T>> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if !ready(&self.listener, PollFlags::IN, Some(Duration::ZERO))? {
             return Ok(Waiting::Nothing);
         }
-        let accepted = self.listener.accept_one().and_then(|(stream, address)| {
-            L::unblock(&stream)?;
-            Ok((stream, address))
-        });
-        match accepted {
-            Ok(connection) => Ok(Waiting::Connection(connection)),
+        let (stream, address) = match self.listener.accept_one() {
+            Ok(connection) => connection,
             Err(error) => match Trouble::of(&error) {
-                Trouble::Connection => Ok(Waiting::Nothing),
-                Trouble::Shortage => {
-                    tracing::warn!(%error, "cannot accept, waiting for connections to close");
-                    Ok(Waiting::Shortage(SHORTAGE_PAUSE))
-                }
-                Trouble::Listener => Err(error),
+                Trouble::Connection => return Ok(Waiting::Nothing),
+                Trouble::Shortage => return Ok(short(&error)),
+                Trouble::Listener => return Err(error),
             },
-        }
+        };
+        let owned = L::unblock(&stream).and_then(|()| own(stream, address));
+        Ok(owned.map_or_else(|error| short(&error), Waiting::Connection))
     }
+}
+
+fn short<C>(error: &io::Error) -> Waiting<C> {
+    tracing::warn!(%error, "cannot accept, waiting for connections to close");
+    Waiting::Shortage(SHORTAGE_PAUSE)
 }
 
 /// Whether a listener may be given to a runtime that needs it to be non-blocking already.

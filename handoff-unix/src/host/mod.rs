@@ -8,6 +8,25 @@
 //! 3. wait until the host's descriptor is readable;
 //! 4. call [`Host::turn`].
 //!
+//! With threads that is
+//!
+//! ```
+//! use handoff_unix::{host::Host, poll};
+//!
+//! fn drive(mut host: impl Host) -> std::io::Result<()> {
+//!     loop {
+//!         while let Some(job) = host.job() {
+//!             std::thread::spawn(job);
+//!         }
+//!         if host.has_ended() {
+//!             return Ok(());
+//!         }
+//!         poll::readable(&host, None)?;
+//!         host.turn()?;
+//!     }
+//! }
+//! ```
+//!
 //! Nothing in a host blocks, and nothing of it belongs to a runtime. The other end of a host is what
 //! the program holds: [`Program`] and [`Front`]. For programs of tasks there is [`task`] on top of
 //! these, which is the same on every runtime that polls futures.

@@ -20,11 +20,12 @@ use crate::Clock;
 use crate::stream::ControlStream;
 use crate::wake::Waker;
 
-/// How much of one connection is read before the others have their turn.
-const SHARE: usize = 64 << 10;
+/// How much of one connection is read before the others have their turn: more than a socket holds
+/// unless its buffer was made larger, so what had arrived when the look began is read by then.
+const SHARE: usize = 256 << 10;
 
-/// How many descriptors are looked at in one turn.
-const LOOK: usize = 32;
+/// How many descriptors are looked at in one turn: more than there are.
+const LOOK: usize = 128;
 
 /// Names of descriptors; whoever uses the reactor takes those below [`TIMER`].
 const TIMER: u64 = u64::MAX;
@@ -89,8 +90,10 @@ pub(super) struct Reactor<M: Machine, T> {
     actions: Vec<ActionOf<M>>,
     /// When the descriptors were last looked at.
     looked: Instant,
-    /// There is more to take in than was.
+    /// There may be more to take in.
     more: bool,
+    /// Not every descriptor was looked at.
+    partial: bool,
     /// When a pause is over.
     paused: Option<Instant>,
     buffer: Box<[u8]>,
@@ -118,6 +121,7 @@ impl<M: Machine, T> Reactor<M, T> {
             actions: Vec::new(),
             looked: Instant::ORIGIN,
             more: false,
+            partial: false,
             paused: None,
             buffer: vec![0; 16 << 10].into_boxed_slice(),
         })
@@ -205,7 +209,8 @@ impl<M: Machine, T> Reactor<M, T> {
                 Err(error) => return Err(error.into()),
             }
         };
-        self.more = events.len() == LOOK;
+        self.partial = events.len() == LOOK;
+        self.more = self.partial;
         let mut look = Look { any: !events.is_empty(), names: Vec::new(), introduced: Vec::new() };
         for event in events {
             match event.data.u64() {
@@ -243,7 +248,7 @@ impl<M: Machine, T> Reactor<M, T> {
     /// Tells the time, if a deadline has come. To be called once what a look brought was handed in.
     pub(super) fn tick(&mut self) {
         let looked = self.looked;
-        if !self.more && self.driver.deadline().is_some_and(|deadline| deadline.at <= looked) {
+        if !self.partial && self.driver.deadline().is_some_and(|deadline| deadline.at <= looked) {
             self.driver.tick(looked, &mut self.actions);
         }
     }

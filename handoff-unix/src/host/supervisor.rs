@@ -271,6 +271,11 @@ impl Front {
         wait(&self.end(grace), turn, Some)
     }
 
+    /// Gives up what is under way, and has the host end once that is settled.
+    pub fn close(&self) {
+        self.post.send(Mail::Closing);
+    }
+
     /// A daemon that has ended, if there is one that was not told of.
     pub fn exit(&self) -> Option<(u32, String)> {
         self.exits.try_next()
@@ -317,7 +322,7 @@ fn wait<T, R>(
 
 impl Drop for Front {
     fn drop(&mut self) {
-        self.post.send(Mail::Closing);
+        self.close();
     }
 }
 
@@ -335,8 +340,12 @@ pub struct SupervisorHost {
     named: u64,
     /// What is left of an effect, and what is no effect.
     jobs: Jobs,
+    /// How many jobs have not reported yet.
+    in_flight: usize,
     recovering: bool,
     closing: bool,
+    /// Answers to [`Mail::End`] that wait for what else is in flight.
+    ended: Vec<(Vec<u32>, Sender<Vec<u32>>)>,
     /// Who asked last, by the number of the question.
     told: Option<(u64, Sender<Told>)>,
     exits: Sender<(u32, String)>,
@@ -367,8 +376,10 @@ impl SupervisorHost {
             watched: Vec::new(),
             named: 0,
             jobs: Jobs::default(),
+            in_flight: 0,
             recovering: false,
             closing: false,
+            ended: Vec::new(),
             told: None,
             exits: sender,
         };
@@ -382,8 +393,12 @@ impl SupervisorHost {
     fn read_mail(&mut self) {
         while let Some(mail) = self.reactor.mail() {
             match mail {
-                Mail::Done(completion) => self.complete(completion),
+                Mail::Done(completion) => {
+                    self.in_flight -= 1;
+                    self.complete(completion);
+                }
                 Mail::Recovered => {
+                    self.in_flight -= 1;
                     if std::mem::take(&mut self.recovering) {
                         let own = self.effects.own();
                         self.reactor.handle(Input::Command(Command::Start { own }));
@@ -407,7 +422,10 @@ impl SupervisorHost {
                     let (end, to) = (self.effects.end_all(grace), self.reactor.mailbox().clone());
                     self.jobs.0.push_back(Box::new(move || to.send(Mail::AllEnded(end(), ended))));
                 }
-                Mail::AllEnded(left, ended) => ended.send(left),
+                Mail::AllEnded(left, ended) => {
+                    self.in_flight -= 1;
+                    self.ended.push((left, ended));
+                }
                 Mail::Closing => {
                     self.closing = true;
                     self.abort();
@@ -491,11 +509,15 @@ impl SupervisorHost {
 impl Host for SupervisorHost {
     fn job(&mut self) -> Option<Job<()>> {
         if let Some(job) = self.jobs.0.pop_front() {
+            self.in_flight += 1;
             return Some(job);
         }
         while let Some(action) = self.reactor.next_action() {
             match action {
-                ActionOf::<core::Supervisor>::Do(effect) => return Some(self.effect(effect)),
+                ActionOf::<core::Supervisor>::Do(effect) => {
+                    self.in_flight += 1;
+                    return Some(self.effect(effect));
+                }
                 ActionOf::<core::Supervisor>::Event(event) => {
                     log(self.reactor.machine().state_name(), event.is_trouble(), &event);
                     if let Some((_, told)) = &self.told {
@@ -505,6 +527,10 @@ impl Host for SupervisorHost {
                 ActionOf::<core::Supervisor>::Cancel
                 | ActionOf::<core::Supervisor>::Close { .. } => {}
             }
+        }
+        if self.in_flight == 0 {
+            // What is written behind a report, the journal's last entry, is written by now.
+            self.ended.drain(..).for_each(|(left, ended)| ended.send(left));
         }
         self.reactor.settle();
         None
@@ -536,7 +562,7 @@ impl Host for SupervisorHost {
     }
 
     fn has_ended(&self) -> bool {
-        self.closing && self.is_idle() && self.jobs.0.is_empty()
+        self.closing && self.is_idle() && self.in_flight == 0 && self.jobs.0.is_empty()
     }
 }
 
