@@ -1,35 +1,36 @@
 //! A daemon is swapped by a supervisor in this process; either side fails in every way it can.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use common::Bench;
 use handoff_blocking::{
-    Handoff, Launch, Phase, Reason, Report, StartError, Supervisor, SupervisorConfig, Verdict,
+    Event, Handoff, Launch, Phase, Reason, StartError, SupervisorConfig, Verdict,
 };
-use handoff_core::supervisor::Event;
 use handoff_core::wire::encode;
 use handoff_core::{HandoffId, Message};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Not a test of its own: what the daemons of the other tests run.
-#[test]
-#[ignore = "the body of the daemon processes"]
-fn daemon() {
-    common::daemon();
-}
+use crate::harness::{Bench, PATIENCE, Runtime, Supervisor, launch, reason};
 
-fn reason(report: &Report) -> Option<Reason> {
-    report.trouble.as_ref().map(|trouble| trouble.reason)
-}
+on_every_runtime!(
+    back_to_back_handoffs_commit,
+    a_successor_that_fails_is_rolled_back,
+    a_hook_that_fails_leaves_the_incumbent_serving,
+    a_successor_that_is_never_ready_is_rolled_back,
+    an_incumbent_that_dies_is_replaced,
+    an_abort_is_obeyed_in_every_phase,
+    a_binary_that_does_not_start_is_named,
+    a_supervisor_adopts_who_serves,
+    strangers_disturb_no_handoff,
+);
+
+/// For what hangs: long enough for everything before that, on the slowest machine.
+const DEADLINE: Duration = Duration::from_millis(1500);
 
 /// C2, R6, R16: the good path, three times in a row without a pause.
-#[test]
-fn back_to_back_handoffs_commit() {
-    let (mut bench, mut old) = Bench::start("");
+fn back_to_back_handoffs_commit(runtime: Runtime) {
+    let (mut bench, mut old) = Bench::start(runtime, "");
     for _ in 0..3 {
         let report = bench.swap("");
         assert_eq!(report.verdict, Verdict::Committed, "{report}");
@@ -43,8 +44,7 @@ fn back_to_back_handoffs_commit() {
 }
 
 /// C3, R4, R6: whatever is wrong with the successor, the incumbent serves on.
-#[test]
-fn a_successor_that_fails_is_rolled_back() {
+fn a_successor_that_fails_is_rolled_back(runtime: Runtime) {
     let cases = [
         ("exit-at-once", Verdict::Refused, Reason::SuccessorExited),
         ("die-after-begin", Verdict::RolledBack, Reason::SuccessorExited),
@@ -52,7 +52,7 @@ fn a_successor_that_fails_is_rolled_back() {
         ("unhealthy", Verdict::RolledBack, Reason::Unhealthy),
         ("regressed", Verdict::RolledBack, Reason::RevisionRegressed),
     ];
-    let (mut bench, old) = Bench::start("");
+    let (mut bench, old) = Bench::start(runtime, "");
     for (fault, verdict, code) in cases {
         let report = bench.swap(fault);
         assert_eq!((report.verdict, reason(&report)), (verdict, Some(code)), "{fault}: {report}");
@@ -63,8 +63,7 @@ fn a_successor_that_fails_is_rolled_back() {
 }
 
 /// R7: a drain or a seal that fails, panics or hangs leaves the incumbent serving, resumed once.
-#[test]
-fn a_hook_that_fails_leaves_the_incumbent_serving() {
+fn a_hook_that_fails_leaves_the_incumbent_serving(runtime: Runtime) {
     let cases = [
         ("drain-error", Verdict::Refused, Reason::DrainFailed),
         ("drain-panic", Verdict::Refused, Reason::DrainFailed),
@@ -74,25 +73,28 @@ fn a_hook_that_fails_leaves_the_incumbent_serving() {
         ("seal-hangs", Verdict::RolledBack, Reason::SealTimeout),
     ];
     for (fault, verdict, code) in cases {
-        let (mut bench, old) = Bench::start(fault);
-        let handoff = Handoff::new(bench.launch(""))
-            .drain_grace(Duration::from_millis(100))
-            .deadline(Duration::from_millis(300));
+        let (mut bench, old) = Bench::start(runtime, fault);
+        let mut handoff = Handoff::new(bench.launch(""));
+        // Only what hangs has to be brought to its end.
+        handoff = match fault {
+            "drain-hangs" => handoff.drain_grace(Duration::from_millis(100)),
+            "seal-hangs" => handoff.deadline(DEADLINE),
+            _ => handoff,
+        };
         let report = bench.swap_as(handoff, |_| {});
         // The incumbent closes at its own deadline or is asked at the supervisor's: either is true.
         let seen = (report.verdict, reason(&report));
         assert_eq!(seen, (verdict, Some(code)), "{fault}: {report}");
         assert_eq!(report.serving, Some(old), "{fault}");
         assert_eq!(bench.write(), old, "{fault}");
-        bench.supervisor.shutdown(Duration::from_secs(5)).unwrap();
+        bench.supervisor.shutdown(PATIENCE).unwrap();
     }
 }
 
 /// T5, R5: a successor that is not ready in time is ended, because the incumbent answers.
-#[test]
-fn a_successor_that_is_never_ready_is_rolled_back() {
-    let (mut bench, old) = Bench::start("");
-    let handoff = Handoff::new(bench.launch("never-ready")).deadline(Duration::from_millis(300));
+fn a_successor_that_is_never_ready_is_rolled_back(runtime: Runtime) {
+    let (mut bench, old) = Bench::start(runtime, "");
+    let handoff = Handoff::new(bench.launch("never-ready")).deadline(DEADLINE);
     let report = bench.swap_as(handoff, |_| {});
     assert_eq!(
         (report.verdict, reason(&report)),
@@ -103,10 +105,9 @@ fn a_successor_that_is_never_ready_is_rolled_back() {
 }
 
 /// R5, R8: an incumbent that is killed in its drain or seal is replaced by the successor.
-#[test]
-fn an_incumbent_that_dies_is_replaced() {
+fn an_incumbent_that_dies_is_replaced(runtime: Runtime) {
     for (fault, at) in [("drain-hangs", Phase::Drain), ("seal-hangs", Phase::Seal)] {
-        let (mut bench, old) = Bench::start(fault);
+        let (mut bench, old) = Bench::start(runtime, fault);
         let victim = Pid::from_raw(old.cast_signed()).unwrap();
         let handoff = Handoff::new(bench.launch(""));
         let report = bench.swap_as(handoff, |event| {
@@ -121,10 +122,60 @@ fn an_incumbent_that_dies_is_replaced() {
     }
 }
 
-/// R13: a binary that does not exist is named, and the incumbent was not touched.
+/// R4, R7: an operator's abort rolls back, whatever the two are doing, until it is committed.
+fn an_abort_is_obeyed_in_every_phase(runtime: Runtime) {
+    let cases = [
+        ("", "warms-up", Phase::Warm, Verdict::Refused),
+        ("drain-hangs", "", Phase::Drain, Verdict::RolledBack),
+        ("seal-hangs", "", Phase::Seal, Verdict::RolledBack),
+        ("", "never-ready", Phase::Open, Verdict::RolledBack),
+    ];
+    for (incumbents, successors, at, verdict) in cases {
+        let (mut bench, old) = Bench::start(runtime, incumbents);
+        let aborter = bench.supervisor.aborter();
+        // Between handoffs there is nothing to abort.
+        aborter.abort();
+        let report = bench.swap_as(Handoff::new(bench.launch(successors)), |event| {
+            if *event == Event::Phase(at) {
+                aborter.abort();
+            }
+        });
+        let seen = (report.verdict, reason(&report));
+        assert_eq!(seen, (verdict, Some(Reason::OperatorAbort)), "{at:?}: {report}");
+        // It may not have been asked yet who serves.
+        assert!(report.serving.is_none_or(|pid| pid == old), "{at:?}: {report}");
+        assert_eq!(bench.write(), old, "{at:?}");
+        if incumbents.is_empty() {
+            bench.ends_well();
+        }
+    }
+}
+
+/// I3: each runtime takes over from each.
 #[test]
-fn a_binary_that_does_not_start_is_named() {
-    let (mut bench, old) = Bench::start("");
+fn every_runtime_takes_over_from_every_runtime() {
+    let all = Runtime::ALL;
+    let (mut bench, mut old) = Bench::start(all[0], "");
+    // Each pair in both directions, and each with itself, without going back over any.
+    let walk = (0..all.len()).flat_map(|one| {
+        let there_and_back = (one + 1..all.len()).flat_map(move |other| [other, one]);
+        std::iter::once(one).chain(there_and_back).chain((one + 1 < all.len()).then_some(one + 1))
+    });
+    for next in walk {
+        let handoff = Handoff::new(launch(all[next], bench.dir.path(), ""));
+        let report = bench.swap_as(handoff, |_| {});
+        assert_eq!((report.verdict, reason(&report)), (Verdict::Committed, None), "{report}");
+        let new = report.serving.unwrap();
+        assert_ne!(new, old);
+        assert_eq!(bench.write(), new);
+        old = new;
+    }
+    bench.ends_well();
+}
+
+/// R13: a binary that does not exist is named, and the incumbent was not touched.
+fn a_binary_that_does_not_start_is_named(runtime: Runtime) {
+    let (mut bench, old) = Bench::start(runtime, "");
     let handoff = Handoff::new(Launch::new("/nowhere/daemon"));
     let mut phases = Vec::new();
     let report = bench.swap_as(handoff, |event| {
@@ -142,11 +193,10 @@ fn a_binary_that_does_not_start_is_named() {
 }
 
 /// R10, R17: a second supervisor adopts the daemon that serves instead of starting another.
-#[test]
-fn a_supervisor_adopts_who_serves() {
-    let (bench, old) = Bench::start("");
-    let mut second =
-        Supervisor::new(SupervisorConfig::new(bench.dir.path().join("c.sock"))).unwrap();
+fn a_supervisor_adopts_who_serves(runtime: Runtime) {
+    let (bench, old) = Bench::start(runtime, "");
+    let config = SupervisorConfig::new(bench.dir.path().join("c.sock"));
+    let mut second = Supervisor::new(runtime, config).unwrap();
     let found = second.start(&bench.launch("")).unwrap();
     assert_eq!((found.pid, found.started), (old, false));
     // It was given no listeners, and would strand the clients: it does not hand off (R10).
@@ -156,9 +206,8 @@ fn a_supervisor_adopts_who_serves() {
 }
 
 /// C5, W7: strangers on the control socket disturb nobody, whatever they say or do not say.
-#[test]
-fn strangers_disturb_no_handoff() {
-    let (mut bench, _) = Bench::start("");
+fn strangers_disturb_no_handoff(runtime: Runtime) {
+    let (mut bench, _) = Bench::start(runtime, "");
     let path = bench.dir.path().join("c.sock");
     let mut strangers = Vec::new();
     let sayings: [&[u8]; 5] = [
