@@ -1,6 +1,7 @@
 //! A daemon is swapped by a supervisor in this process; either side fails in every way it can.
 
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -238,5 +239,36 @@ fn strangers_disturb_no_handoff(runtime: Runtime) {
     assert_eq!((report.verdict, reason(&report)), (Verdict::Committed, None), "{report}");
     assert_eq!(Some(bench.write()), report.serving);
     drop(strangers);
+    bench.ends_well();
+}
+
+/// T5, C5: a stranger that never stops talking keeps no deadline from passing, and no handoff. On one
+/// runtime, because what reads is the same on all.
+#[test]
+fn a_flood_stops_no_timer() {
+    let (mut bench, _) = Bench::start(Runtime::Blocking, "");
+    let path = bench.dir.path().join("c.sock");
+    let mut loud = UnixStream::connect(&path).unwrap();
+    let (mut greeting, mut beats) = (Vec::new(), Vec::new());
+    let ack = Message::HelloAck { proto_version_chosen: 1, handoff_id: HandoffId::new() };
+    encode(&ack, 1, &mut greeting).unwrap();
+    for ts_ms in 0..10_000 {
+        encode(&Message::Heartbeat { ts_ms }, 1, &mut beats).unwrap();
+    }
+    loud.write_all(&greeting).unwrap();
+    let other_end = loud.try_clone().unwrap();
+    std::thread::scope(|scope| {
+        // It ends with the daemon, or when its connection is shut.
+        scope.spawn(|| while loud.write_all(&beats).is_ok() {});
+        let silent = UnixStream::connect(&path).unwrap();
+        silent.set_read_timeout(Some(PATIENCE)).unwrap();
+        // It hears Hello, and is turned away after 5 s because it says nothing.
+        let heard = (&silent).bytes().take_while(Result::is_ok).count();
+        assert!(heard > 0);
+        assert_eq!((&silent).read(&mut [0]).unwrap(), 0, "it was not turned away");
+        let report = bench.swap("");
+        assert_eq!((report.verdict, reason(&report)), (Verdict::Committed, None), "{report}");
+        let _ = other_end.shutdown(Shutdown::Both);
+    });
     bench.ends_well();
 }
