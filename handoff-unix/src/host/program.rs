@@ -167,6 +167,11 @@ impl Program {
         open.answer(Outcome::Opened(Ok(readiness)));
     }
 
+    /// It will run no hook any more: what its drop says, where that is only about to come.
+    pub(super) fn leave(&self) {
+        self.post.0.send(Mail::Gone);
+    }
+
     /// What stops this daemon.
     #[must_use]
     pub fn stopper(&self) -> Stop {
@@ -181,7 +186,7 @@ fn lost() -> Request {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        self.post.0.send(Mail::Gone);
+        self.leave();
     }
 }
 

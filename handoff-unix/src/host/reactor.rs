@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use handoff_core::driver::{ActionOf, Driver, InputOf};
+use handoff_core::driver::{Action, ActionOf, Driver, InputOf};
 use handoff_core::{Credentials, Instant, Machine};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
@@ -189,6 +189,17 @@ impl<M: Machine, T> Reactor<M, T> {
             }
         }
         None
+    }
+
+    /// The events among what is to be carried out; the rest stays.
+    pub(super) fn events(&mut self) -> Vec<M::Event> {
+        let events = self.actions.extract_if(.., |action| matches!(action, Action::Event(_)));
+        events
+            .filter_map(|action| match action {
+                Action::Event(event) => Some(event),
+                _ => None,
+            })
+            .collect()
     }
 
     /// Everything is carried out: writes what is unsent, and lets the descriptor be waited for.

@@ -399,8 +399,10 @@ impl SupervisorHost {
                 }
                 Mail::Recovered => {
                     self.in_flight -= 1;
+                    let own = self.effects.own();
+                    // Those that the supervisor before this one had started are reaped here now.
+                    own.iter().filter_map(|pid| PidFd::open(*pid).ok()).for_each(|it| self.watch(it));
                     if std::mem::take(&mut self.recovering) {
-                        let own = self.effects.own();
                         self.reactor.handle(Input::Command(Command::Start { own }));
                     }
                 }
@@ -408,10 +410,16 @@ impl SupervisorHost {
                     self.listeners += 1;
                     self.effects.listener(name, fd);
                 }
-                Mail::Ask(number, ask, told) => match self.begin(ask) {
-                    Ok(()) => self.told = Some((number, told)),
-                    Err(error) => told.send(Told::Refused(error)),
-                },
+                Mail::Ask(number, ask, told) => {
+                    // What has happened so far is for whoever asked before.
+                    for event in self.reactor.events() {
+                        self.tell(event);
+                    }
+                    match self.begin(ask) {
+                        Ok(()) => self.told = Some((number, told)),
+                        Err(error) => told.send(Told::Refused(error)),
+                    }
+                }
                 Mail::Abandoned(number) => {
                     if self.told.as_ref().is_some_and(|(asked, _)| *asked == number) {
                         self.abort();
@@ -470,6 +478,13 @@ impl SupervisorHost {
         Ok(())
     }
 
+    fn tell(&self, event: Event) {
+        log(self.reactor.machine().state_name(), event.is_trouble(), &event);
+        if let Some((_, told)) = &self.told {
+            told.send(Told::Event(event));
+        }
+    }
+
     fn complete(&mut self, completion: Completion) {
         let finished = self.effects.finish(completion);
         if let Some(process) = finished.watch {
@@ -518,12 +533,7 @@ impl Host for SupervisorHost {
                     self.in_flight += 1;
                     return Some(self.effect(effect));
                 }
-                ActionOf::<core::Supervisor>::Event(event) => {
-                    log(self.reactor.machine().state_name(), event.is_trouble(), &event);
-                    if let Some((_, told)) = &self.told {
-                        told.send(Told::Event(event));
-                    }
-                }
+                ActionOf::<core::Supervisor>::Event(event) => self.tell(event),
                 ActionOf::<core::Supervisor>::Cancel
                 | ActionOf::<core::Supervisor>::Close { .. } => {}
             }

@@ -1,7 +1,9 @@
 //! What programs of tasks hold, on any runtime: the futures of a daemon and of a supervisor.
 
 use std::fmt::Display;
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
 use handoff_core::daemon::{DrainReport, Ended, Readiness, SealReport};
@@ -9,7 +11,7 @@ use handoff_core::supervisor::{Event, Report};
 
 use super::supervisor::{Ask, Told};
 use super::{
-    DrainContext, Front, Handoff, HookCall, HookError, Off, Program, Request, SealContext,
+    Aborter, DrainContext, Front, Handoff, HookCall, HookError, Off, Program, Request, SealContext,
     StartError, Started, Stop,
 };
 use crate::spawn::Launch;
@@ -134,9 +136,27 @@ impl Serving {
     pub async fn run(self, mut hooks: impl Hooks) -> Ended {
         loop {
             match self.program.next().await {
-                Request::Hook(hook) => hook.run_async(&mut hooks).await,
+                Request::Hook(hook) => {
+                    let running = pin!(hook.run_async(&mut hooks));
+                    // Dropped before it: that nobody will run the next hook is known before this one
+                    // has failed, so nobody is told that this process goes on.
+                    let mut leaving = Leaving(Some(&self.program));
+                    running.await;
+                    leaving.0 = None;
+                }
                 Request::Ended(ended) => return ended,
             }
+        }
+    }
+}
+
+/// A program whose hook runs: where that is dropped, it is about to go.
+struct Leaving<'a>(Option<&'a Program>);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        if let Some(program) = self.0 {
+            program.leave();
         }
     }
 }
@@ -158,10 +178,20 @@ impl Supervisor {
         Self { front }
     }
 
-    /// The rest of what it can do.
+    /// Keeps a listener, for every daemon it starts from now on to inherit under this name (R13). Its
+    /// mode is not changed.
+    ///
+    /// # Errors
+    ///
+    /// A name that is taken, empty, or has a colon.
+    pub fn listener(&self, name: &str, fd: impl Into<OwnedFd>) -> Result<(), StartError> {
+        self.front.listener(name, fd.into())
+    }
+
+    /// A handle that rolls back the handoff under way.
     #[must_use]
-    pub const fn front(&self) -> &Front {
-        &self.front
+    pub fn aborter(&self) -> Aborter {
+        self.front.aborter()
     }
 
     /// Finds out who serves; where nobody does and the lock is free, starts `launch` and waits until
@@ -171,7 +201,7 @@ impl Supervisor {
     /// # Errors
     ///
     /// The supervisor is busy; the daemon did not start, ended before it served, or the search was
-    /// [aborted](super::Aborter). As long as somebody else holds the lock and answers nobody, it waits.
+    /// [aborted](Aborter). As long as somebody else holds the lock and answers nobody, it waits.
     pub async fn start(&self, launch: &Launch) -> Result<Started, StartError> {
         self.answer(Ask::Start(launch.clone()), Told::started).await
     }
