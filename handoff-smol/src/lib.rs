@@ -58,17 +58,18 @@
 //! swaps the daemon.
 //!
 //! The protocol is one task on smol's global executor; what may block, the lock, the control path, the
-//! journal, starting a process, runs on smol's blocking pool. Hooks run in the task that awaits
-//! [`Serving::run`], so they need not be `Send` unless that is, and a program on a `LocalExecutor` of
-//! its own works as well as any: its cost is the global executor's thread, which smol starts for the
-//! first task that is spawned on it.
+//! journal, starting a process, runs on smol's blocking pool, whose threads stay once they were needed.
+//! Hooks run in the task that awaits [`Serving::run`], so they need not be `Send` unless that is, and a
+//! program on a `LocalExecutor` of its own works as well as any: its cost is the global executor's
+//! thread, which smol starts for the first task that is spawned on it.
 //!
 //! # async-std
 //!
 //! It runs unchanged inside a program on async-std, under `async_std::task::block_on`: both use the
-//! reactor of async-io and the pool of blocking. The tests of this crate run under both. async-std
-//! itself is only a dependency of those tests, because it is discontinued; smol is what its authors
-//! name as its successor, so a program that stays on async-std for now has one runtime less to leave.
+//! reactor of async-io and the pool of blocking. The adapters' tests, in `conformance`, run under both.
+//! async-std itself is a dependency of tests and of the demo only, because it is discontinued; smol is
+//! what its authors name as its successor, so a program that stays on async-std for now has one runtime
+//! less to leave.
 
 mod daemon;
 mod listener;
