@@ -153,8 +153,9 @@ impl Grant {
 
 /// The daemon serves, and takes part in handoffs once [`Serving::run`] is called.
 ///
-/// Dropping it instead stops the protocol without running a hook, and waits until its thread is gone;
-/// the lock is kept until the process ends, because the data may still be open.
+/// Dropping it instead ends the protocol at once, without a hook, and waits until its thread is gone. The
+/// lock is kept until the process ends, because the data may still be open: exit soon, so that another
+/// can serve.
 #[derive(Debug)]
 pub struct Serving {
     program: Program,

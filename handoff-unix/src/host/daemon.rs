@@ -3,13 +3,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use handoff_core::daemon::{self as core, Command, ConnId, Effect, Ended, Event, Hook, Timing};
+use handoff_core::daemon::{
+    self as core, Command, ConnId, Effect, Ended, Event, Hook, Outcome, Timing,
+};
 use handoff_core::driver::ActionOf;
 use handoff_core::{Input, Machine as _};
 
 use super::channel::{Sender, channel};
 use super::hooks::Off;
-use super::program::{HookCall, Mail, Post, Program, Request, failed};
+use super::program::{HookCall, Mail, Post, Program, Request};
 use super::reactor::{Look, Reactor};
 use super::{Host, StartError, log};
 use crate::control::{ACCEPT_PAUSE, ControlPath, ControlSocket};
@@ -81,6 +83,8 @@ pub struct DaemonHost {
     listener: Option<Arc<ControlSocket>>,
     /// The last connection that waited could not be taken.
     short: bool,
+    /// The data was opened.
+    opened: bool,
     ended: bool,
     /// Dropped last: it tells the program that the rest is gone.
     program: Sender<Request>,
@@ -130,6 +134,7 @@ impl DaemonHost {
             off,
             listener: None,
             short: false,
+            opened: false,
             ended: false,
             program: sender,
         };
@@ -144,6 +149,17 @@ impl DaemonHost {
         }
         self.ended = true;
         self.program.send(Request::Ended(ended));
+    }
+
+    /// The program has gone, and its data may be open: to everybody else that is as if the process had
+    /// died, but for the lock, which goes with the process.
+    fn abandon(&mut self) {
+        if !self.ended {
+            tracing::warn!(
+                "handoff: the program has gone; its lock is kept until the process exits"
+            );
+        }
+        self.ended = true;
     }
 
     /// Watches the control listener while this process answers on it.
@@ -239,18 +255,16 @@ impl Host for DaemonHost {
         }
         while let Some(mail) = self.reactor.mail() {
             match mail {
-                Mail::Input(input) => self.reactor.handle(input),
-                // Whoever let go of it will not serve again, and the data may be half closed.
-                Mail::Dropped(Hook::Resume) => {
-                    tracing::error!(
-                        "handoff: the program does not resume; the lock is kept until it exits"
-                    );
-                    self.ended = true;
+                Mail::Input(input) => {
+                    self.opened |= matches!(&input, Input::Done(Outcome::Opened(Ok(_))));
+                    self.reactor.handle(input);
                 }
-                Mail::Dropped(hook) => {
-                    let outcome = failed(&hook, "the program let go of it");
-                    self.reactor.handle(Input::Done(outcome));
+                Mail::Dropped(Hook::Open) => {
+                    let error = "the program gave up opening its data".to_string();
+                    self.reactor.handle(Input::Done(Outcome::Opened(Err(error))));
                 }
+                Mail::Dropped(_) => self.abandon(),
+                Mail::Gone if self.opened => self.abandon(),
                 Mail::Gone => self.reactor.handle(Input::Command(Command::Stop)),
             }
         }

@@ -64,9 +64,10 @@ pub enum Request {
 
 /// The program, as its host knows it.
 ///
-/// Dropping it before the host has ended gives up: nothing is drained or sealed, the connections are
-/// closed, and a lock that is held while the data may be open is kept until the process ends, so that
-/// there never are two writers (R7).
+/// Dropping it before the host has ended gives up, without a further hook. Before the data was opened a
+/// lock that is held is released. From then on it is kept until the process ends, because the data may be
+/// open (R7); the connections are closed at once, so to everybody else that is as if the process had
+/// died.
 #[derive(Debug)]
 pub struct Program {
     inherited: Inherited,
@@ -190,8 +191,8 @@ impl Drop for Program {
     }
 }
 
-/// A hook that is to run. It is answered once: by running it, or, when it is dropped, by a failure
-/// (R8).
+/// A hook that is to run. It is answered once (R8). Dropping it instead is what a program does that has
+/// gone, see [`Program`].
 #[derive(Debug)]
 pub struct HookCall {
     /// None once it is answered.
@@ -232,7 +233,7 @@ impl HookCall {
         self.answer(outcome);
     }
 
-    /// Runs it as a future. Dropping that is a failure of the hook.
+    /// Runs it as a future. Dropping that is dropping the hook.
     pub async fn run_async(self, hooks: &mut impl task::Hooks) {
         let Some(hook) = &self.hook else { return };
         let outcome = unwinding(async {
@@ -291,7 +292,7 @@ fn resumed<E: Display>(result: Result<(), E>) -> Outcome {
     Outcome::Resumed(result.map_err(|error| error.to_string()))
 }
 
-pub(super) fn failed(hook: &Hook, error: impl Display) -> Outcome {
+fn failed(hook: &Hook, error: impl Display) -> Outcome {
     match hook {
         Hook::Open => Outcome::Opened(Err(error.to_string())),
         Hook::Drain { .. } => Outcome::Drained(Err(error.to_string())),

@@ -401,7 +401,9 @@ impl SupervisorHost {
                     self.in_flight -= 1;
                     let own = self.effects.own();
                     // Those that the supervisor before this one had started are reaped here now.
-                    own.iter().filter_map(|pid| PidFd::open(*pid).ok()).for_each(|it| self.watch(it));
+                    own.iter()
+                        .filter_map(|pid| PidFd::open(*pid).ok())
+                        .for_each(|it| self.watch(it));
                     if std::mem::take(&mut self.recovering) {
                         self.reactor.handle(Input::Command(Command::Start { own }));
                     }

@@ -17,7 +17,7 @@ use super::{
 use crate::spawn::Launch;
 
 /// What only the program can do. One hook runs at a time, never twice for one handoff, and never
-/// without the lock (R7). A hook that panics, or is dropped before it is done, has failed.
+/// without the lock (R7). A hook that panics has failed.
 ///
 /// Hooks are polled by whoever polls [`Serving::run`], so they need not be `Send` unless that is.
 #[allow(async_fn_in_trait)]
@@ -112,9 +112,9 @@ impl Grant {
 
 /// The daemon serves, and takes part in handoffs once [`Serving::run`] is awaited.
 ///
-/// Dropping it instead stops the protocol without running a hook: its task closes the connections and
-/// ends, in the middle of a handoff when that is settled. A lock that is held then is kept until the
-/// process ends, because the data may still be open: exit soon, so that another can serve.
+/// Dropping it instead ends the protocol at once, without a hook: its task closes the connections, as if
+/// the process had died. The lock is kept until it has, because the data may still be open: exit soon, so
+/// that another can serve.
 #[derive(Debug)]
 pub struct Serving {
     program: Program,
@@ -130,9 +130,9 @@ impl Serving {
     /// Takes part in handoffs until this process has no further part to play (R15).
     ///
     /// Hooks run in the task that awaits this, one at a time. When it gives [`Ended::Committed`],
-    /// finish what is still read and exit. Dropping the future is as dropping [`Serving`]: a hook that
-    /// runs is dropped where it is and counts as failed, and no other is run. To end well instead, keep
-    /// a [`Serving::stopper`] and await this to its end.
+    /// finish what is still read and exit. Dropping the future is as dropping [`Serving`], and a hook
+    /// that runs is dropped where it is. To end well instead, keep a [`Serving::stopper`] and await this
+    /// to its end.
     pub async fn run(self, mut hooks: impl Hooks) -> Ended {
         loop {
             match self.program.next().await {
