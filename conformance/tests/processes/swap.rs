@@ -263,9 +263,9 @@ fn a_flood_stops_no_timer() {
         let silent = UnixStream::connect(&path).unwrap();
         silent.set_read_timeout(Some(PATIENCE)).unwrap();
         // It hears Hello, and is turned away after 5 s because it says nothing.
-        let heard = (&silent).bytes().take_while(Result::is_ok).count();
-        assert!(heard > 0);
-        assert_eq!((&silent).read(&mut [0]).unwrap(), 0, "it was not turned away");
+        let mut heard = Vec::new();
+        (&silent).read_to_end(&mut heard).expect("it is turned away");
+        assert!(!heard.is_empty());
         let report = bench.swap("");
         assert_eq!((report.verdict, reason(&report)), (Verdict::Committed, None), "{report}");
         let _ = other_end.shutdown(Shutdown::Both);
