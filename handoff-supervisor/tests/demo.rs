@@ -87,7 +87,7 @@ fn is_clean(runtimes: &str) {
     assert_eq!(number("rolled_back"), 2.0);
     assert_eq!(number("failed_requests"), 0.0);
     assert_eq!(number("lost_writes"), 0.0);
-    assert!(number("acked_writes") > 100.0, "{object:?}");
+    assert!(number("acked_writes") > 0.0, "{object:?}");
     assert!(number("requests") >= 2.0 * number("acked_writes"), "each was read back: {object:?}");
     assert!(number("longest_pause_ms") > 0.0);
     assert!(number("accept_gap_ms") > 0.0);
