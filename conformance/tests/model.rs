@@ -55,7 +55,7 @@ fn one_fault_in_a_messy_world() {
 #[test]
 fn one_death_in_two_handoffs() {
     let rules = Rules { handoffs: 2, faults: 1, crashes: true, ..Rules::HANDOFF };
-    closes(Origin::Settled, Rules { restarts: true, revives: true, ..rules }, 398_268);
+    closes(Origin::Settled, Rules { restarts: true, revives: true, ..rules }, 398_212);
 }
 
 /// Two of: a process dies, a connection breaks, the operator aborts. I1 to I3 and I6 hold, and where
@@ -63,7 +63,7 @@ fn one_death_in_two_handoffs() {
 #[test]
 fn two_faults() {
     let rules = Rules { faults: 2, crashes: true, breaks: true, aborts: true, ..Rules::HANDOFF };
-    closes(Origin::Settled, rules, 132_490);
+    closes(Origin::Settled, rules, 131_061);
 }
 
 // What the search would find: with a bug planted there is a run that shows it.

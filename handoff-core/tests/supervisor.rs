@@ -882,6 +882,18 @@ fn any_frame_of_a_legacy_incumbent_is_an_answer() {
     s.expect_among(term(N_PID));
 }
 
+/// R5: what an incumbent had said before it exited, and is read only now, answers nothing.
+#[test]
+fn what_a_dead_incumbent_had_said_is_no_answer() {
+    let mut s = Setup::legacy_o().sealing();
+    s.done(exited(O_PID));
+    s.expect_among(phase(Phase::Promote));
+    s.hears(O, heartbeat(1));
+    s.quiet();
+    s.done(lock_free());
+    s.expect_among(send(N, begin()));
+}
+
 /// R5: a successor that ends while the incumbent is asked, or while it waits for the lock.
 #[test]
 fn a_successor_that_ends_while_it_might_be_promoted() {

@@ -61,9 +61,11 @@ impl Supervisor {
         }
     }
 
-    /// The incumbent is there, as of now.
+    /// The incumbent is there, as of now; but what one that has exited had said before answers nothing
+    /// (R5).
     pub(super) fn incumbent_answered(&mut self, now: Instant, out: &mut Out) {
-        let Some(swap) = self.swap().filter(|swap| !swap.doomed) else { return };
+        let live = |swap: &&mut Swap| !swap.doomed && !swap.incumbent.exited;
+        let Some(swap) = self.swap().filter(live) else { return };
         match swap.at {
             At::Asking | At::Promoting => self.end_successor(now, out),
             At::Opening if swap.promoted => self.end_successor(now, out),
