@@ -33,6 +33,9 @@
 //!   to rest: that is what "never nobody serving" means for a graph.
 //! - [`Handoffs`](model::Handoffs) is the same graph as a [`stateright::Model`], for its checkers.
 //! - [`walk`](walk::walk) goes at random, from a seed, deeper than a whole graph can be looked at.
+//! - [`simulate`](simulate::simulate) hands over dozens of times in a row in one world, with more kinds
+//!   of faults and messages in pieces, and makes what it finds short. `cargo run --release -p conformance
+//!   --bin simulate -- --runs 100000` does so by hand; `--replay` shows a saved run.
 //! - `cargo run --release -p conformance --example explore -- faults=1 any` searches by hand, and
 //!   prints a shortest run to whatever is wrong.
 //!
@@ -41,7 +44,8 @@
 //! Programs write nothing, so I3 is checked as what it rests on: data is open only under the lock, it
 //! is sealed before the lock is let go, and nobody serves but the one that holds it. Listeners are not
 //! modelled either (I4); whoever serves accepts. Both are for the tests with real processes. Frames are
-//! whole: what their bytes may do to a decoder is for the fuzzer.
+//! whole but where [`Rules::bytes`](world::Rules::bytes) cuts them; what other bytes may do to a decoder
+//! is for the fuzzer.
 //!
 //! [`World`]: world::World
 //! [`World::choices`]: world::World::choices
@@ -52,6 +56,8 @@
 
 pub mod explore;
 pub mod model;
+pub mod probe;
+pub mod simulate;
 pub mod transcript;
 pub mod walk;
 pub mod world;

@@ -64,7 +64,8 @@ impl World {
                 };
                 let dull = !self.rules.slow_journal && !self.rules.journal_failures;
                 if job == Job::Journal && dull {
-                    return Some(supervisor::Outcome::Journalled(Ok(())));
+                    let written = self.room();
+                    return Some(supervisor::Outcome::Journalled(written));
                 }
                 if let Job::Reap(pid) = job
                     && self.rules.sabotage == Some(Sabotage::ReapedWhenAsked)
@@ -138,7 +139,7 @@ impl World {
         let failed = || String::from("bad luck");
         Some(match (job, luck) {
             (Job::Journal, Luck::Bad) => supervisor::Outcome::Journalled(Err(failed())),
-            (Job::Journal, Luck::Good) => supervisor::Outcome::Journalled(Ok(())),
+            (Job::Journal, Luck::Good) => supervisor::Outcome::Journalled(self.room()),
             (Job::Probe, _) => supervisor::Outcome::Probed(self.probe(SUPERVISOR)),
             (Job::CheckLock, _) => supervisor::Outcome::LockChecked(match self.lock {
                 Some(pid) => LockState::Held { pid: Some(pid) },
@@ -171,20 +172,44 @@ impl World {
     }
 
     pub(super) fn spawn(&mut self, successor: bool) -> Option<Pid> {
-        if self.daemons.len() == PROCESSES {
-            return None;
+        if self.daemons.len() >= PROCESSES {
+            if self.rules.long {
+                self.forget();
+            }
+            if self.daemons.len() >= PROCESSES {
+                return None;
+            }
         }
-        let pid = SUPERVISOR + 1 + u32::try_from(self.daemons.len()).ok()?;
+        let pid = SUPERVISOR + 1 + self.forgotten + u32::try_from(self.daemons.len()).ok()?;
         let mut config = daemon::Config::new(pid, UID);
         config.timing = pace::DAEMON;
         let machine =
             if successor { Daemon::successor(config, true) } else { Daemon::cold(config) };
-        self.daemons.push(Slot::Alive(Worker::new(machine)));
+        self.daemons.push((pid, Slot::Alive(Worker::new(machine))));
         if let Some(boss) = &mut self.boss {
             boss.watch(pid);
             boss.successor = successor.then_some(pid).or(boss.successor);
         }
         Some(pid)
+    }
+
+    /// Whoever is dead and neither watched nor reported to serve is spoken of no more.
+    pub(super) fn forget(&mut self) {
+        let boss = self.boss.as_ref();
+        let reported = self.report.as_ref().and_then(|(report, _)| report.serving);
+        let before = self.daemons.len();
+        self.daemons.retain(|(pid, slot)| {
+            matches!(slot, Slot::Alive(_))
+                || reported == Some(*pid)
+                || boss.is_some_and(|boss| boss.watched.contains(pid))
+        });
+        let gone = before - self.daemons.len();
+        self.forgotten += u32::try_from(gone).unwrap_or_default();
+    }
+
+    /// Whether the disk takes anything now.
+    pub(super) fn room(&self) -> Result<(), String> {
+        if self.full { Err(String::from("no space left on device")) } else { Ok(()) }
     }
 
     /// A successor finds the connection it inherits.

@@ -6,18 +6,32 @@ use handoff_core::{Instant, Machine};
 
 use super::process::{Boss, Effort, Slot, Worker};
 use super::wire::Wire;
-use super::{Choice, End, Job, Kind, Luck, NOW, Pid, SUPERVISOR, Sabotage, Status, World, pace};
+use super::{
+    Choice, End, Guise, Job, Kind, Luck, NOW, Pid, SUPERVISOR, Sabotage, Status, World, pace,
+};
+
+/// After how many bytes a read may end: inside a frame's length, behind it, behind the version, and
+/// anywhere in what follows.
+const CUTS: [u16; 4] = [1, 4, 7, 40];
 
 impl World {
     /// Everything that can happen next, in an order that depends on the state alone.
     #[must_use]
     pub fn choices(&self) -> Vec<Choice> {
         let mut choices = self.work();
-        self.will(&mut choices);
-        if self.rules.faults > 0 {
-            self.faults(&mut choices);
-        }
+        self.will_into(&mut choices);
+        self.unusual_into(&mut choices);
         choices
+    }
+
+    /// Appends what nobody has to do and nothing has to happen for: faults, and strangers.
+    pub(crate) fn unusual_into(&self, choices: &mut Vec<Choice>) {
+        if self.rules.strangers > 0 && self.may_come() {
+            choices.extend(Guise::ALL.map(Choice::Stranger));
+        }
+        if self.rules.faults > 0 {
+            self.faults(choices);
+        }
     }
 
     /// Why a choice is there.
@@ -34,6 +48,7 @@ impl World {
                 }
             }
             Choice::Deliver { .. }
+            | Choice::Chunk { .. }
             | Choice::Exited(_)
             | Choice::Perform(..)
             | Choice::Complete(..)
@@ -43,13 +58,18 @@ impl World {
             | Choice::Tick(_)
             | Choice::Start
             | Choice::Restart
+            | Choice::Room
+            | Choice::Speak(_)
             | Choice::Advance => Kind::Work,
-            Choice::Handoff | Choice::Continue(_) => Kind::Will,
+            // Strangers are nobody's fault, and excuse nothing.
+            Choice::Handoff | Choice::Continue(_) | Choice::Stranger(_) => Kind::Will,
             Choice::Abort
             | Choice::Dawdle(_)
             | Choice::Hang(_)
             | Choice::Crash(_)
             | Choice::Stop(_)
+            | Choice::Fill
+            | Choice::Jump(_)
             | Choice::Break { .. } => Kind::Fault,
         }
     }
@@ -57,12 +77,23 @@ impl World {
     /// What has to be done sooner or later. Nothing: the system is at rest.
     #[must_use]
     pub fn work(&self) -> Vec<Choice> {
-        let mut fast = Vec::new();
+        let mut work = Vec::new();
+        self.work_into(&mut work);
+        work
+    }
+
+    /// Appends the same.
+    pub(crate) fn work_into(&self, fast: &mut Vec<Choice>) {
+        let before = fast.len();
         let mut slow = Vec::new();
         for (wire, it) in self.wires.iter().enumerate() {
             for to in [End::Supervisor, End::Daemon] {
                 if self.deliverable(it, to) {
                     fast.push(Choice::Deliver { wire, to });
+                    if self.rules.bytes && it.has_bytes(to) {
+                        let chunk = |bytes| Choice::Chunk { wire, to, bytes };
+                        fast.extend(CUTS.map(chunk));
+                    }
                 }
             }
         }
@@ -87,9 +118,13 @@ impl World {
         if self.boss.is_none() && self.rules.restarts {
             slow.push(Choice::Restart);
         }
+        if self.full {
+            slow.push(Choice::Room);
+        }
+        slow.extend(self.speakers().map(Choice::Speak));
         for (pid, worker) in self.workers() {
             if worker.status == Status::Running {
-                self.work_of(pid, worker, &mut fast, &mut slow);
+                self.work_of(pid, worker, fast, &mut slow);
             }
         }
         let overdue: Vec<Pid> = self
@@ -99,12 +134,11 @@ impl World {
             .filter(|&pid| !fast.iter().any(|&choice| self.handler(choice) == Some(pid)))
             .collect();
         fast.extend(overdue.into_iter().map(Choice::Tick));
-        let still = fast.is_empty();
+        let still = fast.len() == before;
         fast.append(&mut slow);
         if still && self.gap().is_some() {
             fast.push(Choice::Advance);
         }
-        fast
     }
 
     pub(super) fn work_of(
@@ -155,7 +189,8 @@ impl World {
         }
     }
 
-    pub(super) fn will(&self, choices: &mut Vec<Choice>) {
+    /// Appends what somebody may want.
+    pub(crate) fn will_into(&self, choices: &mut Vec<Choice>) {
         match &self.boss {
             Some(boss)
                 if boss.status == Status::Running
@@ -193,6 +228,14 @@ impl World {
             if rules.stops && status == Status::Running {
                 choices.push(Choice::Stop(pid));
             }
+        }
+        if rules.disk && !self.full {
+            choices.push(Choice::Fill);
+        }
+        if rules.jumps {
+            let awake =
+                self.deadlines().filter(|&(_, status, at)| status == Status::Running && at > NOW);
+            choices.extend(awake.map(|(pid, ..)| Choice::Jump(pid)));
         }
         for (wire, it) in self.wires.iter().enumerate() {
             if rules.breaks && it.supervisor_open && it.daemon_open && !it.broken {
@@ -251,8 +294,12 @@ impl World {
     /// Which process an item of fast work is handled by.
     pub(super) fn handler(&self, choice: Choice) -> Option<Pid> {
         match choice {
-            Choice::Deliver { to: End::Supervisor, .. } | Choice::Exited(_) => Some(SUPERVISOR),
-            Choice::Deliver { wire, .. } => self.wires.get(wire).map(|it| it.daemon),
+            Choice::Deliver { to: End::Supervisor, .. }
+            | Choice::Chunk { to: End::Supervisor, .. }
+            | Choice::Exited(_) => Some(SUPERVISOR),
+            Choice::Deliver { wire, .. } | Choice::Chunk { wire, .. } => {
+                self.wires.get(wire).map(|it| it.daemon)
+            }
             Choice::Terminate(pid) | Choice::Exit(pid) => Some(pid),
             // The operating system's effects take no time.
             Choice::Complete(pid, job, _) | Choice::Perform(pid, job, _) if !job.is_hook() => {
@@ -273,6 +320,7 @@ impl World {
                 worker.status == Status::Running
                     && worker.ended.is_none()
                     && wire.daemon_open
+                    && !self.reads_nothing(wire, worker)
                     && if wire.conn.is_none() {
                         worker.machine.answers()
                     } else {
@@ -325,22 +373,29 @@ impl World {
     }
 
     pub(super) fn workers(&self) -> impl Iterator<Item = (Pid, &Worker)> + '_ {
-        let pids = SUPERVISOR + 1..;
-        pids.zip(&self.daemons).filter_map(|(pid, slot)| match slot {
-            Slot::Alive(worker) => Some((pid, worker)),
+        self.daemons.iter().filter_map(|(pid, slot)| match slot {
+            Slot::Alive(worker) => Some((*pid, worker)),
             Slot::Dead(_) => None,
         })
     }
 
+    pub(super) fn slot(&self, pid: Pid) -> Option<&Slot> {
+        self.daemons.iter().find(|(it, _)| *it == pid).map(|(_, slot)| slot)
+    }
+
+    pub(super) fn slot_mut(&mut self, pid: Pid) -> Option<&mut Slot> {
+        self.daemons.iter_mut().find(|(it, _)| *it == pid).map(|(_, slot)| slot)
+    }
+
     pub(super) fn worker(&self, pid: Pid) -> Option<&Worker> {
-        match self.daemons.get(pid.checked_sub(SUPERVISOR + 1)? as usize)? {
+        match self.slot(pid)? {
             Slot::Alive(worker) => Some(worker),
             Slot::Dead(_) => None,
         }
     }
 
     pub(super) fn worker_mut(&mut self, pid: Pid) -> Option<&mut Worker> {
-        match self.daemons.get_mut(pid.checked_sub(SUPERVISOR + 1)? as usize)? {
+        match self.slot_mut(pid)? {
             Slot::Alive(worker) => Some(worker),
             Slot::Dead(_) => None,
         }

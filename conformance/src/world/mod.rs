@@ -12,9 +12,12 @@ mod choices;
 mod oracle;
 pub mod pace;
 mod process;
+mod stranger;
 mod vocabulary;
 mod wire;
 mod worker;
+
+use std::time::Duration;
 
 use handoff_core::daemon::{self, Signal};
 use handoff_core::supervisor::{self, Report};
@@ -24,7 +27,8 @@ use boss::supervisor;
 pub use oracle::Violation;
 use process::{Boss, Effort, Slot};
 pub use process::{Death, Job, Pid, SUPERVISOR, Status};
-pub use vocabulary::{Choice, End, Kind, Line, Listener, Luck, Rules, Sabotage};
+use stranger::Stranger;
+pub use vocabulary::{Choice, End, Guise, Kind, Line, Listener, Luck, Rules, Sabotage};
 use wire::Wire;
 
 /// Everybody's uid.
@@ -34,6 +38,8 @@ const UID: u32 = 1000;
 const NOW: Instant = Instant::ORIGIN;
 
 /// How many processes the table holds; a daemon beyond them does not start.
+///
+/// In a [long](Rules::long) run it is those that live or are still spoken of.
 const PROCESSES: usize = 10;
 
 /// How the last daemon died that had not handed over.
@@ -50,12 +56,18 @@ struct LastDeath {
 pub struct World {
     rules: Rules,
     boss: Option<Boss>,
-    daemons: Vec<Slot>,
+    /// Ascending.
+    daemons: Vec<(Pid, Slot)>,
+    /// How many more there were, of which nobody speaks any more.
+    forgotten: u32,
     wires: Vec<Wire>,
+    strangers: Vec<Stranger>,
     /// Who holds the data directory's lock.
     lock: Option<Pid>,
     /// Whose socket the control path leads to, while that process lives.
     path: Option<Pid>,
+    /// The disk is full.
+    full: bool,
     /// How many handoffs were asked for.
     handoffs: u8,
     /// What became of the last one, and how many faults were left then.
@@ -76,7 +88,10 @@ impl World {
             rules,
             boss: Some(Boss::new(supervisor(rules.sabotage))),
             daemons: Vec::new(),
+            forgotten: 0,
             wires: Vec::new(),
+            strangers: Vec::new(),
+            full: false,
             lock: None,
             path: None,
             handoffs: 0,
@@ -92,10 +107,16 @@ impl World {
     pub fn settled(rules: Rules) -> Self {
         // Only what a supervisor is told at its start is spoilt already.
         let sabotage = rules.sabotage.filter(|&it| it == Sabotage::NeverPromotes);
-        let mut world = Self::new(Rules { sabotage, ..Rules::default() });
+        let mut world = Self::new(Rules { sabotage, legacy: rules.legacy, ..Rules::default() });
         world.run_to_rest(&mut |_| {});
         world.rules = rules;
         world
+    }
+
+    /// What may still happen.
+    #[must_use]
+    pub const fn rules(&self) -> &Rules {
+        &self.rules
     }
 
     /// Does the first thing that has to be done until nothing has; gives up after long enough.
@@ -120,6 +141,7 @@ impl World {
         }
         match choice {
             Choice::Deliver { wire, to } => self.deliver(wire, to, listen),
+            Choice::Chunk { wire, to, bytes } => self.receive(wire, to, bytes.into(), listen),
             Choice::Exited(pid) => {
                 if let Some(boss) = &mut self.boss {
                     boss.watched.retain(|&it| it != pid);
@@ -194,6 +216,7 @@ impl World {
                 self.tell_supervisor(Input::Command(command), listen);
             }
             Choice::Handoff => {
+                self.turn_the_page();
                 self.handoffs += 1;
                 let command = supervisor::Command::Handoff {
                     id: HandoffId::from_random_bytes([self.handoffs; 16]),
@@ -228,9 +251,14 @@ impl World {
             Choice::Stop(pid) => self.set_status(pid, Status::Stopped),
             Choice::Break { wire } => {
                 if let Some(wire) = self.wires.get_mut(wire) {
-                    wire.broken = true;
+                    wire.break_off();
                 }
             }
+            Choice::Fill => self.full = true,
+            Choice::Room => self.full = false,
+            Choice::Jump(pid) => self.jump(pid),
+            Choice::Stranger(guise) => self.stranger_comes(guise, listen),
+            Choice::Speak(place) => self.stranger_speaks(place, listen),
         }
         self.beat(listen);
         self.wires.retain(|wire| wire.supervisor_open || wire.daemon_open);
@@ -256,7 +284,7 @@ impl World {
                 boss.effort = boss.effort.passed();
             }
         }
-        for slot in &mut self.daemons {
+        for (_, slot) in &mut self.daemons {
             if let Slot::Alive(worker) = slot {
                 worker.machine.rebase(gap);
                 if !worker.warm || worker.jobs.hook().is_some() {
@@ -271,6 +299,34 @@ impl World {
             .collect();
         for pid in due {
             self.tick(pid, listen);
+        }
+    }
+
+    /// Every deadline of one process has passed.
+    fn jump(&mut self, pid: Pid) {
+        const LONG: Duration = Duration::from_secs(1000);
+        if pid == SUPERVISOR {
+            if let Some(boss) = &mut self.boss {
+                boss.machine.rebase(LONG);
+            }
+        } else if let Some(worker) = self.worker_mut(pid) {
+            worker.machine.rebase(LONG);
+        }
+    }
+
+    /// In a long run, a handoff that begins while all is well begins as if it were the first.
+    fn turn_the_page(&mut self) {
+        let rules = self.rules;
+        let one = |world: &Self| {
+            let (mut workers, serving) = (world.workers(), world.serving());
+            workers.next().is_some_and(|(pid, _)| serving == Some(pid)) && workers.next().is_none()
+        };
+        if rules.long && self.work().is_empty() && one(self) {
+            self.rules.faults = rules.faults.saturating_add(self.spent);
+            self.spent = 0;
+            self.last_death = None;
+            self.report = None;
+            self.forget();
         }
     }
 
@@ -295,12 +351,10 @@ impl World {
             }
             return;
         }
-        let Some(place) = pid.checked_sub(SUPERVISOR + 1) else {
-            return;
-        };
-        if let Some(slot) = self.daemons.get_mut(place as usize) {
+        if let Some(slot) = self.slot_mut(pid) {
             *slot = Slot::Dead(death);
         }
+        self.strangers.retain(|stranger| stranger.daemon != pid);
         if death != Death::Exited(0) {
             let alone = self.workers().all(|(_, worker)| worker.ended.is_some());
             self.last_death = Some(LastDeath { pid, death, alone });

@@ -123,14 +123,18 @@ impl World {
     pub(super) fn accused(&mut self, by: Pid, of: handoff_core::Violation) {
         match of {
             handoff_core::Violation::Silent { .. } | handoff_core::Violation::Busy { .. } => {}
-            // A supervisor that was stopped, or that mistakes a successor which serves already for the
+            // A supervisor that was stopped or slow, or that mistakes a successor which serves already for the
             // incumbent, may ask for the next step of what is over, and is told so by the end of the
             // connection (C2, R7).
             handoff_core::Violation::Unexpected { message: "SealRequest" | "Commit", .. }
-                if by != SUPERVISOR && (self.spent > 1 || (self.rules.stops && self.spent > 0)) => {
-            }
+                if by != SUPERVISOR && (self.spent > 1 || (self.pauses() && self.spent > 0)) => {}
             of => self.broke(Violation::Accused { by, of }),
         }
+    }
+
+    /// Whether the supervisor may sleep, or wait for its journal, while a daemon's deadline passes.
+    fn pauses(&self) -> bool {
+        self.rules.stops || self.rules.jumps || self.rules.hangs
     }
 
     pub(super) fn check_asked(&mut self, pid: Pid, job: Job) {
@@ -212,7 +216,13 @@ impl World {
     /// What is wrong with this state.
     #[must_use]
     pub fn violation(&self) -> Option<Violation> {
-        self.broken.clone().or_else(|| if self.work().is_empty() { self.at_rest() } else { None })
+        self.wrong(self.broken.is_none() && self.work().is_empty(), true)
+    }
+
+    /// The same for who knows whether anything is left to do; whether the next handoff would be
+    /// committed is only looked at where that is asked for.
+    pub(crate) fn wrong(&self, rests: bool, next: bool) -> Option<Violation> {
+        self.broken.clone().or_else(|| if rests { self.at_rest(next) } else { None })
     }
 
     /// Whether this process accepts, and its data is open under the lock.
@@ -255,7 +265,7 @@ impl World {
     }
 
     /// What is wrong with a state in which nothing is left to do.
-    fn at_rest(&self) -> Option<Violation> {
+    fn at_rest(&self, next: bool) -> Option<Violation> {
         let alive: Vec<Pid> = self.workers().map(|(pid, _)| pid).collect();
         let serving = self.serving();
         let stopped = self.statuses().any(|(_, status)| status == Status::Stopped);
@@ -279,10 +289,10 @@ impl World {
         let daemons_idle = self
             .workers()
             .all(|(_, worker)| worker.jobs.is_empty() && worker.machine.deadline().is_none());
-        if !idle || !daemons_idle || !self.wires.is_empty() {
+        if !idle || !daemons_idle || !self.wires.is_empty() || !self.strangers.is_empty() {
             return Some(Violation::Trace);
         }
-        self.untrue(serving).or_else(|| self.next_fails(serving))
+        self.untrue(serving).or_else(|| if next { self.next_fails(serving) } else { None })
     }
 
     /// Whether it is nobody's fault that nobody is left: the last one crashed and was the only one; or
@@ -318,7 +328,8 @@ impl World {
         }
         let mut world = self.clone();
         world.report = None;
-        world.rules = super::Rules { sabotage: self.rules.sabotage, ..super::Rules::default() };
+        let super::Rules { sabotage, long, legacy, bytes, .. } = self.rules;
+        world.rules = super::Rules { sabotage, long, legacy, bytes, ..super::Rules::default() };
         world.step(super::Choice::Handoff, &mut |_| {});
         world.run_to_rest(&mut |_| {});
         let verdict = world.report.as_ref().map(|(report, _)| report.verdict);
@@ -326,7 +337,7 @@ impl World {
     }
 
     fn death(&self, pid: Pid) -> Option<Death> {
-        match self.daemons.get(pid.checked_sub(SUPERVISOR + 1)? as usize)? {
+        match self.slot(pid)? {
             super::process::Slot::Alive(_) => None,
             super::process::Slot::Dead(death) => Some(*death),
         }

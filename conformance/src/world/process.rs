@@ -1,5 +1,6 @@
 use handoff_core::daemon::{self, Daemon, Hook};
 use handoff_core::supervisor::{self, Supervisor};
+use serde::{Deserialize, Serialize};
 
 /// A process id. The supervisor's is [`SUPERVISOR`], daemons count up from it.
 pub type Pid = u32;
@@ -28,7 +29,8 @@ pub enum Death {
 }
 
 /// What a process has asked its host to do, by kind. The hooks are the program's.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[allow(missing_docs, reason = "each is the effect of its name")]
 pub enum Job {
     Probe,
@@ -206,6 +208,8 @@ pub(super) struct Worker {
     pub(super) successor: Option<Pid>,
     /// The exit code it is about to end with.
     pub(super) ended: Option<u8>,
+    /// Its last heartbeat was kept back: one of a legacy daemon's two.
+    pub(super) skipped: bool,
 }
 
 impl Worker {
@@ -225,6 +229,7 @@ impl Worker {
             fails: false,
             successor: None,
             ended: None,
+            skipped: false,
         }
     }
 }

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use handoff_core::{daemon, supervisor};
+use serde::{Deserialize, Serialize};
 
 use super::process::{Death, Job, Pid};
+pub use super::stranger::Guise;
 
 /// What a run allows beyond the one thing every run does: hand off.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Rules {
     /// How many handoffs are asked for.
     pub handoffs: u8,
@@ -41,6 +44,21 @@ pub struct Rules {
     pub slow_journal: bool,
     /// A committed incumbent takes its time to exit.
     pub linger: bool,
+    /// Messages travel as encoded frames, cut anywhere; what is cut off by a break never arrives.
+    pub bytes: bool,
+    /// The disk is full for a while: no lock, no journal, no control socket until it has room again.
+    pub disk: bool,
+    /// A process sleeps while all others run on, and every deadline of it has passed at once.
+    pub jumps: bool,
+    /// How often a stranger connects to the control socket.
+    pub strangers: u8,
+    /// Every second daemon speaks as an incumbent of beyond-handoff does: it announces no steady
+    /// heartbeat, sends one every other time and only while a hook runs, and reads nothing meanwhile.
+    pub legacy: bool,
+    /// The run is long: processes that are gone are forgotten, so that there is always room for
+    /// another, and once all is well again what went wrong before is history: it excuses nothing, and
+    /// as many faults may follow.
+    pub long: bool,
     /// What the host does wrong, to see that it is found out.
     pub sabotage: Option<Sabotage>,
 }
@@ -64,6 +82,12 @@ impl Rules {
         late: false,
         slow_journal: false,
         linger: false,
+        bytes: false,
+        disk: false,
+        jumps: false,
+        strangers: 0,
+        legacy: false,
+        long: false,
         sabotage: None,
     };
 
@@ -95,7 +119,8 @@ impl Rules {
 
 /// A bug of a host, or one that makes a machine see what a bug of its own would make of the world.
 /// What breaks with it shows that the search would find such a bug.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Sabotage {
     /// R8: the lock is reported released when its release is asked for.
     ReleasedWhenAsked,
@@ -136,7 +161,8 @@ impl Sabotage {
 }
 
 /// How an effect turns out.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Luck {
     /// As it should, given the world.
     Good,
@@ -145,7 +171,8 @@ pub enum Luck {
 }
 
 /// An end of a control connection.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum End {
     /// The supervisor's.
     Supervisor,
@@ -154,7 +181,8 @@ pub enum End {
 }
 
 /// Something that can happen next.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Choice {
     /// A process handles what arrived first on a connection: the connection itself, a message, or its
     /// end.
@@ -203,6 +231,25 @@ pub enum Choice {
         /// Which, by its place in the list.
         wire: usize,
     },
+    /// A process reads so many bytes of what arrived on a connection, or all there are.
+    Chunk {
+        /// Which connection, by its place in the list.
+        wire: usize,
+        /// Who reads them.
+        to: End,
+        /// How many.
+        bytes: u16,
+    },
+    /// The disk is full.
+    Fill,
+    /// The disk has room again.
+    Room,
+    /// A process finds that every deadline of it has passed.
+    Jump(Pid),
+    /// A stranger connects to where the control path leads.
+    Stranger(Guise),
+    /// A stranger says the next thing it has to say, or leaves; by its place in the list.
+    Speak(usize),
 }
 
 /// Why a choice is there.

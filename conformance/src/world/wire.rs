@@ -4,9 +4,13 @@ use std::collections::VecDeque;
 
 use handoff_core::daemon::{ConnId, Probed};
 use handoff_core::supervisor::Peer;
-use handoff_core::{Hangup, Input, Machine, Message, Output, daemon};
+use handoff_core::wire::{Decoder, encode};
+use handoff_core::{
+    Capabilities, Hangup, Input, Machine, Message, Output, PROTO_MAX, Side, daemon,
+};
 
-use super::{End, Listener, NOW, Pid, SUPERVISOR, Sabotage, Status, World, cred};
+use super::process::Worker;
+use super::{End, Listener, NOW, Pid, SUPERVISOR, Sabotage, Status, Violation, World, cred};
 
 /// What the question of a supervisor is stamped with that wants to know whether a handoff is undone.
 const ASK_RESUMED: u64 = (1 << 63) | 2;
@@ -26,6 +30,17 @@ pub(super) struct Wire {
     pub(super) broken: bool,
     pub(super) to_supervisor: VecDeque<Message>,
     pub(super) to_daemon: VecDeque<Message>,
+    /// How the bytes of these are read, where they travel as such.
+    pub(super) supervisor_reads: Reader,
+    pub(super) daemon_reads: Reader,
+}
+
+/// One end's decoder.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub(super) struct Reader {
+    decoder: Decoder,
+    /// How many bytes of the first message in the queue it was given.
+    given: usize,
 }
 
 /// How a message is queued.
@@ -59,20 +74,133 @@ impl Wire {
             End::Supervisor => {
                 self.supervisor_open = false;
                 self.to_supervisor.clear();
+                self.supervisor_reads = Reader::default();
             }
             End::Daemon => {
                 self.daemon_open = false;
                 self.to_daemon.clear();
+                self.daemon_reads = Reader::default();
             }
         }
+    }
+
+    /// The connection breaks: what is inside a frame stays there.
+    pub(super) fn break_off(&mut self) {
+        self.broken = true;
+        if self.supervisor_reads.given > 0 {
+            self.to_supervisor.clear();
+        }
+        if self.daemon_reads.given > 0 {
+            self.to_daemon.clear();
+        }
+    }
+
+    /// Whether bytes wait to be read.
+    pub(super) fn has_bytes(&self, to: End) -> bool {
+        match to {
+            End::Supervisor => !self.to_supervisor.is_empty(),
+            End::Daemon => self.conn.is_some() && !self.to_daemon.is_empty(),
+        }
+    }
+
+    fn is_open(&self, to: End) -> bool {
+        match to {
+            End::Supervisor => self.supervisor_open,
+            End::Daemon => self.daemon_open,
+        }
+    }
+
+    fn reader(&mut self, to: End) -> (&mut Reader, &mut VecDeque<Message>) {
+        match to {
+            End::Supervisor => (&mut self.supervisor_reads, &mut self.to_supervisor),
+            End::Daemon => (&mut self.daemon_reads, &mut self.to_daemon),
+        }
+    }
+
+    /// Takes the first `count` bytes that wait; zero: the rest of the first message.
+    fn take(&mut self, to: End, count: usize) -> Vec<u8> {
+        let (reader, queue) = self.reader(to);
+        let mut taken = Vec::new();
+        let mut frame = Vec::new();
+        while let Some(message) = queue.front() {
+            frame.clear();
+            // Machines bound what they say.
+            let fits = encode(message, PROTO_MAX, &mut frame);
+            debug_assert!(fits.is_ok());
+            let rest = &frame[reader.given..];
+            let wanted = if count == 0 { rest.len() } else { count - taken.len() };
+            if wanted < rest.len() {
+                taken.extend_from_slice(&rest[..wanted]);
+                reader.given += wanted;
+                break;
+            }
+            taken.extend_from_slice(rest);
+            queue.pop_front();
+            reader.given = 0;
+            if count == 0 || taken.len() == count {
+                break;
+            }
+        }
+        taken
     }
 }
 
 impl World {
-    pub(super) fn deliver(&mut self, place: usize, to: End, listen: Listener<'_>) {
+    /// One end reads so many bytes, and is told what a driver tells it: the messages they complete, or
+    /// else that it was heard (T2).
+    pub(super) fn receive(&mut self, place: usize, to: End, count: usize, listen: Listener<'_>) {
         let Some(wire) = self.wires.get_mut(place) else {
             return;
         };
+        let (pid, peer, conn) = (wire.daemon, wire.peer, wire.conn.unwrap_or(ConnId::SUPERVISOR));
+        let bytes = wire.take(to, count);
+        let mut rest = &bytes[..];
+        let mut whole = false;
+        while let Some(wire) = self.wires.get_mut(place).filter(|wire| wire.is_open(to)) {
+            let decoder = &mut wire.reader(to).0.decoder;
+            let message = match decoder.decode(&mut rest) {
+                Ok(Some(frame)) => Some(frame.message),
+                Ok(None) if whole => return,
+                Ok(None) => None,
+                Err(error) => {
+                    let by = if to == End::Supervisor { SUPERVISOR } else { pid };
+                    let of = handoff_core::Violation::Wire(error);
+                    return self.broke(Violation::Accused { by, of });
+                }
+            };
+            if let Some(Message::HelloAck { proto_version_chosen, .. }) = message {
+                decoder.handshake_done(proto_version_chosen);
+            }
+            whole |= message.is_some();
+            let done = message.is_none();
+            match (to, message) {
+                (End::Supervisor, Some(message)) => {
+                    self.tell_supervisor(Input::Message { from: peer, message }, listen);
+                }
+                (End::Supervisor, None) => {
+                    self.tell_supervisor(Input::Heard { from: peer }, listen);
+                }
+                (End::Daemon, Some(message)) => {
+                    self.tell_daemon(pid, Input::Message { from: conn, message }, listen);
+                }
+                (End::Daemon, None) => {
+                    self.tell_daemon(pid, Input::Heard { from: conn }, listen);
+                }
+            }
+            if done {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn deliver(&mut self, place: usize, to: End, listen: Listener<'_>) {
+        let bytes = self.rules.bytes;
+        let Some(wire) = self.wires.get_mut(place) else {
+            return;
+        };
+        if bytes && wire.has_bytes(to) {
+            return self.receive(place, to, 0, listen);
+        }
         let (pid, peer) = (wire.daemon, wire.peer);
         match to {
             End::Supervisor => {
@@ -111,7 +239,7 @@ impl World {
         let taken = |conn: u32| {
             self.wires.iter().any(|wire| {
                 wire.daemon == pid && wire.daemon_open && wire.conn == Some(ConnId(conn))
-            })
+            }) || self.strangers.iter().any(|it| it.daemon == pid && it.conn == ConnId(conn))
         };
         ConnId((1..).find(|&conn| !taken(conn)).unwrap_or(u32::MAX))
     }
@@ -150,6 +278,8 @@ impl World {
             broken: false,
             to_supervisor: VecDeque::new(),
             to_daemon: VecDeque::new(),
+            supervisor_reads: Reader::default(),
+            daemon_reads: Reader::default(),
         });
     }
 
@@ -199,6 +329,9 @@ impl World {
                         advertised_revision_per_shard: vec![1],
                     });
                 }
+                (_, &Message::HelloAck { proto_version_chosen, .. }) if self.rules.bytes => {
+                    wire.supervisor_reads.decoder.handshake_done(proto_version_chosen);
+                }
                 _ => {}
             }
             way.push(message, &mut wire.to_daemon);
@@ -211,7 +344,39 @@ impl World {
             .find(|wire| wire.daemon == pid && wire.daemon_open && wire.conn == Some(conn))
     }
 
+    /// Whether this daemon speaks on this connection as an incumbent of beyond-handoff does.
+    fn is_legacy(&self, pid: Pid, conn: Option<ConnId>) -> bool {
+        self.rules.legacy && pid.is_multiple_of(2) && conn != Some(ConnId::SUPERVISOR)
+    }
+
+    /// A legacy incumbent neither accepts nor reads while a hook runs.
+    pub(super) fn reads_nothing(&self, wire: &Wire, worker: &Worker) -> bool {
+        self.is_legacy(wire.daemon, wire.conn) && worker.jobs.hook().is_some()
+    }
+
+    /// What a legacy incumbent says instead, if anything.
+    fn legacy(&mut self, pid: Pid, mut message: Message, way: Way) -> Option<Message> {
+        if let Message::Hello { role: Side::Incumbent, capabilities, .. } = &mut message {
+            capabilities.reserved &= !Capabilities::STEADY_HEARTBEAT;
+        }
+        if matches!(way, Way::Beat) {
+            let worker = self.worker_mut(pid)?;
+            worker.jobs.hook()?;
+            worker.skipped = !worker.skipped;
+            return (!worker.skipped).then_some(message);
+        }
+        Some(message)
+    }
+
     pub(super) fn reply(&mut self, pid: Pid, to: ConnId, message: Message, way: Way) {
+        let message = if self.is_legacy(pid, Some(to)) {
+            match self.legacy(pid, message, way) {
+                Some(message) => message,
+                None => return,
+            }
+        } else {
+            message
+        };
         if self.rules.sabotage == Some(Sabotage::ReadyWhenBegun)
             && matches!(message, Message::Ready { .. })
         {

@@ -60,6 +60,7 @@ impl World {
                 if let Some(wire) = self.wire_of(pid, peer) {
                     wire.close(End::Daemon);
                 }
+                self.strangers.retain(|it| it.daemon != pid || it.conn != peer);
             }
             Output::Event(event) => {
                 let worker = self.worker_mut(pid)?;
@@ -69,6 +70,8 @@ impl World {
                         worker.ended = Some(ended.exit_code());
                         self.check_end(pid, &ended);
                     }
+                    // Strangers are refused for good reason.
+                    Event::PeerRefused { conn, .. } if self.is_stranger(pid, conn) => {}
                     Event::PeerRefused { violation, .. } => self.accused(pid, violation),
                     Event::Incumbent
                     | Event::HandoffOff { .. }
@@ -97,7 +100,7 @@ impl World {
             Effect::Os(OsEffect::ClaimPath) => Job::ClaimPath,
             Effect::Os(OsEffect::Probe) => Job::Probe,
             // Its own directory entry: nobody else sees it.
-            Effect::Os(OsEffect::StagePath) => return Some(daemon::Outcome::Staged(Ok(()))),
+            Effect::Os(OsEffect::StagePath) => return Some(daemon::Outcome::Staged(self.room())),
             Effect::Os(OsEffect::WatchSuccessor { pid: successor }) => {
                 if let Some(worker) = self.worker_mut(pid) {
                     worker.successor = Some(successor);
@@ -134,6 +137,10 @@ impl World {
 
     pub(super) fn daemon_job(&mut self, pid: Pid, job: Job, luck: Luck) -> Option<daemon::Outcome> {
         let failed = || String::from("bad luck");
+        let luck = match job {
+            Job::TakeLock | Job::ClaimPath if self.full => Luck::Bad,
+            _ => luck,
+        };
         Some(match (job, luck) {
             (Job::TakeLock, Luck::Bad) => {
                 daemon::Outcome::Lock(Err(LockFailure::Shortage(failed())))
