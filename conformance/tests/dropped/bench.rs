@@ -225,13 +225,14 @@ impl<A: Adapter> Bench<A> {
     pub async fn at_rest(&self, serving: u32) -> BTreeMap<String, usize> {
         eventually::<A, _>("processes", vec![serving], children).await;
         let journal = self.dir.path().join("journal").to_string_lossy().into_owned();
-        let busy = || {
-            let fds = fds();
-            let pidfds = fds.get("anon_inode:[pidfd]").copied();
-            (pidfds, fds.keys().any(|name| name.starts_with(&journal)))
+        let mut seen = BTreeMap::new();
+        let look = || {
+            seen = fds();
+            let writing = seen.keys().any(|name| name.starts_with(&journal));
+            (seen.get("anon_inode:[pidfd]").copied(), writing)
         };
-        eventually::<A, _>("processes watched, and the journal", (Some(1), false), busy).await;
-        fds()
+        eventually::<A, _>("processes watched, and the journal", (Some(1), false), look).await;
+        seen
     }
 
     /// Nothing is left but what was there, and this daemon.

@@ -343,6 +343,8 @@ pub struct SupervisorHost {
     /// How many jobs have not reported yet.
     in_flight: usize,
     recovering: bool,
+    /// The search that was to follow is not wanted any more.
+    given_up: bool,
     closing: bool,
     /// Answers to [`Mail::End`] that wait for what else is in flight.
     ended: Vec<(Vec<u32>, Sender<Vec<u32>>)>,
@@ -378,6 +380,7 @@ impl SupervisorHost {
             jobs: Jobs::default(),
             in_flight: 0,
             recovering: false,
+            given_up: false,
             closing: false,
             ended: Vec::new(),
             told: None,
@@ -404,7 +407,8 @@ impl SupervisorHost {
                     own.iter()
                         .filter_map(|pid| PidFd::open(*pid).ok())
                         .for_each(|it| self.watch(it));
-                    if std::mem::take(&mut self.recovering) {
+                    self.recovering = false;
+                    if !std::mem::take(&mut self.given_up) {
                         self.reactor.handle(Input::Command(Command::Start { own }));
                     }
                 }
@@ -445,11 +449,11 @@ impl SupervisorHost {
     }
 
     fn abort(&mut self) {
-        if std::mem::take(&mut self.recovering) {
+        // Busy until the journal is read and cleared: a handoff's entry must not be cleared with it.
+        if self.recovering && !self.given_up {
+            self.given_up = true;
             let text = "the search for who serves was aborted".to_string();
-            if let Some((_, told)) = &self.told {
-                told.send(Told::Event(Event::NobodyServes(text)));
-            }
+            self.tell(Event::NobodyServes(text));
         }
         self.reactor.handle(Input::Command(Command::Abort));
     }

@@ -165,7 +165,8 @@ impl Drop for Leaving<'_> {
 /// undone.
 ///
 /// Dropping it ends no daemon that serves: a handoff under way is rolled back, unless it is committed
-/// already, and then the host ends.
+/// already, and then the host ends. From then on its daemons are reaped by the next supervisor that is
+/// started in this process, or by whoever reaps this one.
 #[derive(Debug)]
 pub struct Supervisor {
     front: Front,
