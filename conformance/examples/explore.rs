@@ -1,30 +1,41 @@
-//! Looks at every run of a closed system, and tells how many states there are and what is wrong.
+//! Looks at every run of a closed system: in a browser, step by step, or all of them at once, to tell
+//! how many states there are and what is wrong.
 //!
 //! ```text
-//! explore [faults=N] [handoffs=N] [limit=N] [cold] [KIND]...
+//! explore [serve[=ADDRESS]] [faults=N] [handoffs=N] [limit=N] [cold] [KIND]...
 //! ```
+//!
+//! With `serve`, or with nothing at all, stateright's explorer is opened at a loopback address,
+//! 127.0.0.1:3000 unless another is given: each step leads to those that can follow, and the path to it
+//! is drawn as a sequence diagram.
 //!
 //! Kinds of faults: `crashes stops hooks hangs journal shortages spawn breaks aborts`, or `any` for all
 //! of them. Habits of the world: `restarts revives late slow linger`, or `messy` for all of them. With
 //! none of them, one handoff is undisturbed. What is found is told with a shortest way there; the exit
 //! code says whether there is anything.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use conformance::explore::{Origin, explore};
+use conformance::model::Handoffs;
 use conformance::transcript::transcript;
 use conformance::world::Rules;
+use stateright::Model;
 
 fn main() -> ExitCode {
     let mut rules = Rules::HANDOFF;
     let mut origin = Origin::Settled;
     let mut limit = 5_000_000;
+    let mut serve = (std::env::args().len() == 1).then(|| "127.0.0.1:3000".to_string());
     for word in std::env::args().skip(1) {
         let (key, value) = word.split_once('=').unwrap_or((&word, ""));
         let number = value.parse::<usize>().ok();
         let small = number.and_then(|number| u8::try_from(number).ok());
         match (key, small) {
+            ("serve", _) if value.is_empty() => serve = Some("127.0.0.1:3000".to_string()),
+            ("serve", _) => serve = Some(value.to_string()),
             ("faults", Some(number)) => rules.faults = number,
             ("handoffs", Some(number)) => rules.handoffs = number,
             ("limit", _) if number.is_some() => limit = number.unwrap_or(limit),
@@ -53,6 +64,16 @@ fn main() -> ExitCode {
                 return ExitCode::from(2);
             }
         }
+    }
+    if let Some(address) = serve {
+        let loopback = address.parse::<SocketAddr>().is_ok_and(|it| it.ip().is_loopback());
+        if !loopback {
+            eprintln!("{address} is no loopback address with a port, such as 127.0.0.1:3000.");
+            return ExitCode::from(2);
+        }
+        println!("http://{address} shows every step; Ctrl-C ends it.");
+        Handoffs { origin, rules }.checker().serve(address);
+        return ExitCode::SUCCESS;
     }
     let start = Instant::now();
     let explored = explore(origin, rules, limit);

@@ -36,8 +36,9 @@
 //! - [`simulate`](simulate::simulate) hands over dozens of times in a row in one world, with more kinds
 //!   of faults and messages in pieces, and makes what it finds short. `cargo run --release -p conformance
 //!   --bin simulate -- --runs 100000` does so by hand; `--replay` shows a saved run.
-//! - `cargo run --release -p conformance --example explore -- faults=1 any` searches by hand, and
-//!   prints a shortest run to whatever is wrong.
+//! - `cargo run --release -p conformance --example explore` opens stateright's explorer in a browser,
+//!   where each path is a sequence diagram; with `-- faults=1 any` it searches instead, and prints a
+//!   shortest run to whatever is wrong.
 //!
 //! # What it does not know
 //!

@@ -1,8 +1,10 @@
 //! The system as a [`stateright::Model`].
 
-use stateright::{Model, Property};
+use stateright::{Model, Path, Property};
 
 use crate::explore::Origin;
+use crate::simulate::trace::Trace;
+use crate::simulate::{Run, draw};
 use crate::world::{Choice, Rules, World};
 
 /// Every run that the rules allow, from one origin.
@@ -32,6 +34,13 @@ impl Model for Handoffs {
         let mut next = world.clone();
         next.step(choice, &mut |_| {});
         Some(next)
+    }
+
+    /// The path as a sequence diagram.
+    fn as_svg(&self, path: Path<World, Choice>) -> Option<String> {
+        let Self { origin, rules } = *self;
+        let run = Run { seed: 0, origin, rules, choices: path.into_actions() };
+        Some(draw::svg(&Trace::of(&run)))
     }
 
     fn properties(&self) -> Vec<Property<Self>> {

@@ -1,13 +1,13 @@
 //! Every run of one handoff: undisturbed, and with any one fault at any step.
 //!
 //! The counts are exact. They change with the machines, and a count that changes though the behaviour
-//! should not have is worth a look; `cargo run --release -p conformance --example explore` tells more.
+//! should not have is worth a look; `cargo run --release -p conformance --example explore -- faults=1 any` tells more.
 
 use conformance::explore::{Finding, Origin, explore};
 use conformance::model::Handoffs;
 use conformance::transcript::transcript;
 use conformance::world::{Job, Rules, Sabotage, Violation};
-use stateright::{Checker, Model};
+use stateright::{Checker, Model, Path};
 
 /// More than there are.
 const LIMIT: usize = 1_000_000;
@@ -158,4 +158,23 @@ fn daemons_without_a_clock() {
 #[test]
 fn a_supervisor_without_a_clock() {
     bites(Sabotage::TimelessSupervisor, CRASH, |it| matches!(it, Violation::Trace));
+}
+
+/// The explorer draws the path to a state: the handoff, message by message.
+#[test]
+fn a_path_is_drawn() {
+    let model = Handoffs { origin: Origin::Settled, rules: Rules::HANDOFF };
+    let mut world = model.origin.world(model.rules);
+    let mut path = Vec::new();
+    while let Some(&choice) = world.choices().first() {
+        world.step(choice, &mut |_| {});
+        path.push(choice);
+    }
+    let start = model.origin.world(model.rules);
+    let path = Path::from_actions(&model, start, &path).unwrap();
+    let drawn = model.as_svg(path).unwrap();
+    assert!(drawn.starts_with("<svg"), "{drawn}");
+    for said in ["Hello", "Prepare", "Drained", "SealComplete", "Begin", "Ready", "Commit"] {
+        assert!(drawn.contains(said), "{said}: {drawn}");
+    }
 }
