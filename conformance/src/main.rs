@@ -49,6 +49,9 @@ enum Probe {
         /// Also run what takes half a minute.
         #[arg(long)]
         slow: bool,
+        /// Run only the cases of this clause, or whose name holds these words; may be given again.
+        #[arg(long)]
+        only: Vec<String>,
         /// Commit in the end, after which the daemon has exited. Needs --data-dir.
         #[arg(long, requires = "data_dir")]
         commit: bool,
@@ -187,12 +190,15 @@ fn main() -> ExitCode {
 
 fn run(probe: Probe) -> Result<ExitCode, String> {
     match probe {
-        Probe::Incumbent { socket, data_dir, slow, commit, how } => {
+        Probe::Incumbent { socket, data_dir, slow, only, commit, how } => {
             let mut probe = Incumbent::new(socket)
                 .map_err(|error| error.to_string())?
                 .patience(how.patience())
                 .slow(slow)
                 .commit(commit);
+            for words in only {
+                probe = probe.only(words);
+            }
             if let Some(dir) = data_dir {
                 probe = probe.data_dir(dir);
             }

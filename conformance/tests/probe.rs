@@ -260,17 +260,21 @@ fn our_supervisor_keeps_every_clause() {
     keeps_all_but(&probe.patience(PATIENCE).probe(|_| {}), &[]);
 }
 
-/// What beyond-handoff 0.1.4 is known to lack, and can be seen to lack, is found.
+/// What beyond-handoff 0.1.4 is known to lack, and can be seen to lack, is found. Not all cases are run,
+/// because it holds each connection up for long.
 #[test]
 fn the_other_implementation_is_found_out() {
-    let bench = Bench::serving(body("beyond"));
-    let report = bench.incumbent().patience(Duration::from_secs(4)).probe(|_| {});
-    let failed = names(&report, Verdict::Fail);
-    for known in [
+    const KNOWN: [&str; 3] = [
         "silent strangers delay nobody",
         "a peer that drips is bound by the deadline",
         "a second SealRequest seals nothing",
-    ] {
+    ];
+    let bench = Bench::serving(body("beyond"));
+    let probe = KNOWN.into_iter().fold(bench.incumbent(), Incumbent::only);
+    let probe = probe.only("C1").only("it heartbeats every second");
+    let report = probe.patience(Duration::from_secs(4)).probe(|_| {});
+    let failed = names(&report, Verdict::Fail);
+    for known in KNOWN {
         assert!(failed.contains(&known), "{known}: {report}");
     }
     let skipped = names(&report, Verdict::Skip);

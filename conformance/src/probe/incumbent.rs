@@ -42,6 +42,7 @@ pub struct Incumbent {
     patience: Duration,
     slow: bool,
     commit: bool,
+    only: Vec<String>,
 }
 
 impl Incumbent {
@@ -57,6 +58,7 @@ impl Incumbent {
             patience: Duration::from_secs(10),
             slow: false,
             commit: false,
+            only: Vec::new(),
         })
     }
 
@@ -88,6 +90,14 @@ impl Incumbent {
         self
     }
 
+    /// Runs only the cases that prove this clause, or whose name holds these words; may be asked for
+    /// several times.
+    #[must_use]
+    pub fn only(mut self, words: impl Into<String>) -> Self {
+        self.only.push(words.into());
+        self
+    }
+
     /// What is probed, for the heading.
     #[must_use]
     pub fn target(&self) -> String {
@@ -102,7 +112,13 @@ impl Incumbent {
                 Stop::Failed(why) | Stop::Skipped(why) => format!("there is no daemon: {why}"),
             })
         };
-        run("incumbent", self.target(), CHECKS, self, before, &mut on)
+        let wanted = |check: &&Check<Self>| {
+            let meant = |words: &String| {
+                check.clauses.contains(&words.as_str()) || check.name.contains(words.as_str())
+            };
+            self.only.is_empty() || self.only.iter().any(meant)
+        };
+        run("incumbent", self.target(), CHECKS.iter().filter(wanted), self, before, &mut on)
     }
 
     /// What is allowed beyond the protocol's own durations, on a machine that has other things to do.

@@ -269,10 +269,10 @@ pub(super) struct Check<C> {
 
 /// Runs the cases one after the other. `before` may say why there is nothing to run them on: the first
 /// has failed then, and whatever is left is skipped.
-pub(super) fn run<C>(
+pub(super) fn run<'a, C: 'static>(
     role: &'static str,
     target: String,
-    checks: &[Check<C>],
+    checks: impl Iterator<Item = &'a Check<C>>,
     context: &C,
     before: impl Fn(&C) -> Option<String>,
     on: &mut dyn FnMut(&Case),

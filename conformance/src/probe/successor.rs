@@ -168,7 +168,7 @@ impl Successor {
             let pid = found.ok()?.cred.pid;
             Some(format!("process {pid} serves at the control path; the probe must be alone there"))
         };
-        let report = run("successor", self.target(), CHECKS, self, before, &mut on);
+        let report = run("successor", self.target(), CHECKS.iter(), self, before, &mut on);
         if let Some(socket) = &self.socket {
             super::tidy(socket);
         }

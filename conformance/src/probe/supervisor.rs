@@ -70,7 +70,7 @@ impl Supervisor {
             let pid = found.cred.pid;
             Some(format!("process {pid} serves at the control path; the probe must be alone there"))
         };
-        let report = run("supervisor", self.target(), CHECKS, self, before, &mut on);
+        let report = run("supervisor", self.target(), CHECKS.iter(), self, before, &mut on);
         super::tidy(&self.socket);
         report
     }
