@@ -60,7 +60,7 @@ impl Daemon {
     ) -> Result<TcpListener, StartError> {
         match self.program.listener(name)? {
             Some(listener) => Ok(listener),
-            None => Program::bound(name, bind()),
+            None => bind().map_err(StartError::listener(name)),
         }
     }
 
@@ -77,7 +77,7 @@ impl Daemon {
     ) -> Result<UnixListener, StartError> {
         match self.program.listener(name)? {
             Some(listener) => Ok(listener),
-            None => Program::bound(name, bind()),
+            None => bind().map_err(StartError::listener(name)),
         }
     }
 

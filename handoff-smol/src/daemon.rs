@@ -54,11 +54,8 @@ impl Daemon {
         name: &str,
         bind: impl FnOnce() -> F,
     ) -> Result<Listener, StartError> {
-        let listener = match self.program.listener(name)? {
-            Some(listener) => listener,
-            None => Program::bound(name, bind().await)?,
-        };
-        Listener::watched(name, listener)
+        let listener = self.program.listen(name, bind).await?;
+        Listener::new(listener).map_err(StartError::listener(name))
     }
 
     /// The same for a Unix stream listener.
@@ -72,11 +69,8 @@ impl Daemon {
         name: &str,
         bind: impl FnOnce() -> F,
     ) -> Result<Listener<UnixListener>, StartError> {
-        let listener = match self.program.listener(name)? {
-            Some(listener) => listener,
-            None => Program::bound(name, bind().await)?,
-        };
-        Listener::watched(name, listener)
+        let listener = self.program.listen(name, bind).await?;
+        Listener::new(listener).map_err(StartError::listener(name))
     }
 
     /// Any other inherited descriptor of this name.

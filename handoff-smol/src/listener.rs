@@ -4,7 +4,6 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use handoff_unix::accept::{self, Polled, Waiting};
-use handoff_unix::host::StartError;
 use smol::Async;
 use smol::net::TcpStream;
 use smol::net::unix::UnixStream;
@@ -36,11 +35,6 @@ impl<L: accept::Listener> Listener<L> {
     /// The reactor cannot watch it.
     pub fn new(listener: L) -> io::Result<Self> {
         Ok(Self(Arc::new(Async::new_nonblocking(Polled::new(listener))?)))
-    }
-
-    pub(crate) fn watched(name: &str, listener: L) -> Result<Self, StartError> {
-        let failed = |source| StartError::Listener { name: name.to_string(), source };
-        Self::new(listener).map_err(failed)
     }
 
     /// The listener itself.

@@ -4,7 +4,6 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use handoff_unix::accept::{self, Polled, Waiting};
-use handoff_unix::host::StartError;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -39,11 +38,6 @@ impl<L: accept::Listener> Listener<L> {
     /// Outside of a runtime with I/O enabled, as tokio's own sockets do.
     pub fn new(listener: L) -> io::Result<Self> {
         Ok(Self(Arc::new(crate::register(Polled::new(listener))?)))
-    }
-
-    pub(crate) fn watched(name: &str, listener: L) -> Result<Self, StartError> {
-        let failed = |source| StartError::Listener { name: name.to_string(), source };
-        Self::new(listener).map_err(failed)
     }
 
     /// The listener itself.

@@ -242,24 +242,27 @@ fn strangers_disturb_no_handoff(runtime: Runtime) {
     bench.ends_well();
 }
 
-/// T5, C5: a stranger that never stops talking keeps no deadline from passing, and no handoff. On one
+/// T5, C5: strangers that never stop talking keep no deadline from passing, and no handoff. On one
 /// runtime, because what reads is the same on all.
 #[test]
 fn a_flood_stops_no_timer() {
+    /// So many that there is always more to read.
+    const LOUD: usize = 8;
     let (mut bench, _) = Bench::start(Runtime::Blocking, "");
     let path = bench.dir.path().join("c.sock");
-    let mut loud = UnixStream::connect(&path).unwrap();
     let (mut greeting, mut beats) = (Vec::new(), Vec::new());
     let ack = Message::HelloAck { proto_version_chosen: 1, handoff_id: HandoffId::new() };
     encode(&ack, 1, &mut greeting).unwrap();
     for ts_ms in 0..10_000 {
         encode(&Message::Heartbeat { ts_ms }, 1, &mut beats).unwrap();
     }
-    loud.write_all(&greeting).unwrap();
-    let other_end = loud.try_clone().unwrap();
+    let loud = [(); LOUD].map(|()| UnixStream::connect(&path).unwrap());
     std::thread::scope(|scope| {
-        // It ends with the daemon, or when its connection is shut.
-        scope.spawn(|| while loud.write_all(&beats).is_ok() {});
+        let (beats, _hushed) = (&beats, Hushed(&loud));
+        for mut stranger in &loud {
+            stranger.write_all(&greeting).unwrap();
+            scope.spawn(move || while stranger.write_all(beats).is_ok() {});
+        }
         let silent = UnixStream::connect(&path).unwrap();
         silent.set_read_timeout(Some(PATIENCE)).unwrap();
         // It hears Hello, and is turned away after 5 s because it says nothing.
@@ -268,7 +271,17 @@ fn a_flood_stops_no_timer() {
         assert!(!heard.is_empty());
         let report = bench.swap("");
         assert_eq!((report.verdict, reason(&report)), (Verdict::Committed, None), "{report}");
-        let _ = other_end.shutdown(Shutdown::Both);
     });
     bench.ends_well();
+}
+
+/// Ends the connections of strangers, and so the threads that write to them.
+struct Hushed<'a>(&'a [UnixStream]);
+
+impl Drop for Hushed<'_> {
+    fn drop(&mut self) {
+        for stranger in self.0 {
+            let _ = stranger.shutdown(Shutdown::Both);
+        }
+    }
 }

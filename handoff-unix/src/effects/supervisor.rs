@@ -102,6 +102,12 @@ impl SupervisorEffects {
         self.listeners.push((name, Arc::new(fd)));
     }
 
+    /// Whether it keeps any.
+    #[must_use]
+    pub fn has_listeners(&self) -> bool {
+        !self.listeners.is_empty()
+    }
+
     /// Work that reads what the supervisor before this one was doing (R10), tells of it, counts the
     /// processes it had started, where they still run, among its own, and clears the journal. One that
     /// cannot be read is set aside, with a warning.

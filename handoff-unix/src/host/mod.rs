@@ -132,3 +132,10 @@ pub enum StartError {
         source: std::io::Error,
     },
 }
+
+impl StartError {
+    /// That a listener of this name cannot be had.
+    pub fn listener(name: &str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Listener { name: name.to_string(), source }
+    }
+}

@@ -135,17 +135,27 @@ impl Program {
         }
     }
 
-    /// A listener that a runtime has bound, as std's own, or the error that says which could not be.
+    /// The same; where there is none, what `bind` gives, as std's own type. Dropping the future drops
+    /// what it has.
     ///
     /// # Errors
     ///
-    /// It could not be bound, or no descriptors are left.
-    pub fn bound<L: From<OwnedFd>>(
+    /// As [`listener`](Self::listener); or it could not be bound, or no descriptors are left.
+    pub async fn listen<L, B, F>(
+        &mut self,
         name: &str,
-        bound: io::Result<impl AsFd>,
-    ) -> Result<L, StartError> {
-        let owned = bound.and_then(|listener| listener.as_fd().try_clone_to_owned());
-        owned.map(L::from).map_err(|source| StartError::Listener { name: name.to_string(), source })
+        bind: impl FnOnce() -> F,
+    ) -> Result<L, StartError>
+    where
+        L: Listener + From<OwnedFd>,
+        B: AsFd,
+        F: Future<Output = io::Result<B>>,
+    {
+        if let Some(listener) = self.listener(name)? {
+            return Ok(listener);
+        }
+        let owned = bind().await.and_then(|bound| bound.as_fd().try_clone_to_owned());
+        owned.map(L::from).map_err(StartError::listener(name))
     }
 
     /// Any other inherited descriptor of this name.
@@ -168,11 +178,6 @@ impl Program {
         open.answer(Outcome::Opened(Ok(readiness)));
     }
 
-    /// It will run no hook any more: what its drop says, where that is only about to come.
-    pub(super) fn leave(&self) {
-        self.post.0.send(Mail::Gone);
-    }
-
     /// What stops this daemon.
     #[must_use]
     pub fn stopper(&self) -> Stop {
@@ -187,7 +192,7 @@ fn lost() -> Request {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        self.leave();
+        self.post.0.send(Mail::Gone);
     }
 }
 

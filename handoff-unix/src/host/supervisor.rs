@@ -335,7 +335,6 @@ pub struct SupervisorHost {
     reactor: Reactor<core::Supervisor, Mail>,
     effects: SupervisorEffects,
     no_listeners: bool,
-    listeners: usize,
     watched: Vec<(u64, PidFd)>,
     named: u64,
     /// What is left of an effect, and what is no effect.
@@ -374,7 +373,6 @@ impl SupervisorHost {
             reactor,
             effects: SupervisorEffects::new(control, config.data_dir, config.journal, users),
             no_listeners: config.no_listeners,
-            listeners: 0,
             watched: Vec::new(),
             named: 0,
             jobs: Jobs::default(),
@@ -412,10 +410,7 @@ impl SupervisorHost {
                         self.reactor.handle(Input::Command(Command::Start { own }));
                     }
                 }
-                Mail::Listener(name, fd) => {
-                    self.listeners += 1;
-                    self.effects.listener(name, fd);
-                }
+                Mail::Listener(name, fd) => self.effects.listener(name, fd),
                 Mail::Ask(number, ask, told) => {
                     // What has happened so far is for whoever asked before.
                     for event in self.reactor.events() {
@@ -473,7 +468,7 @@ impl SupervisorHost {
                 }));
             }
             Ask::Handoff(Handoff { launch, spec }) => {
-                if self.listeners == 0 && !self.no_listeners {
+                if !self.effects.has_listeners() && !self.no_listeners {
                     return Err(StartError::NoListeners);
                 }
                 self.effects.launch(launch, spec.hello_budget);

@@ -3,7 +3,6 @@
 use std::fmt::Display;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::pin::pin;
 use std::time::Duration;
 
 use handoff_core::daemon::{DrainReport, Ended, Readiness, SealReport};
@@ -136,27 +135,9 @@ impl Serving {
     pub async fn run(self, mut hooks: impl Hooks) -> Ended {
         loop {
             match self.program.next().await {
-                Request::Hook(hook) => {
-                    let running = pin!(hook.run_async(&mut hooks));
-                    // Dropped before it: that nobody will run the next hook is known before this one
-                    // has failed, so nobody is told that this process goes on.
-                    let mut leaving = Leaving(Some(&self.program));
-                    running.await;
-                    leaving.0 = None;
-                }
+                Request::Hook(hook) => hook.run_async(&mut hooks).await,
                 Request::Ended(ended) => return ended,
             }
-        }
-    }
-}
-
-/// A program whose hook runs: where that is dropped, it is about to go.
-struct Leaving<'a>(Option<&'a Program>);
-
-impl Drop for Leaving<'_> {
-    fn drop(&mut self) {
-        if let Some(program) = self.0 {
-            program.leave();
         }
     }
 }
