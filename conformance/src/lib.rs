@@ -55,10 +55,18 @@
 //! [`Rules`]: world::Rules
 //! [`transcript`]: transcript::transcript
 
+#[cfg(feature = "adapters")]
+#[allow(clippy::expect_used, reason = "what a scenario cannot do without, it fails without")]
+pub mod adapters;
 pub mod explore;
 pub mod model;
 pub mod probe;
 pub mod simulate;
+#[allow(clippy::expect_used, reason = "what a scenario cannot do without, it fails without")]
+pub mod suite;
 pub mod transcript;
 pub mod walk;
 pub mod world;
+
+/// The clauses of the protocol: how many there are of each letter.
+pub const CLAUSES: [(char, u32); 6] = [('W', 7), ('C', 6), ('T', 5), ('R', 17), ('X', 2), ('I', 6)];

@@ -5,10 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
+use conformance::adapters;
 use conformance::probe::{Case, Incumbent, Report, Successor, Supervisor, puppet};
+use conformance::suite::{self, Adapter, Options};
 use handoff_unix::spawn::Launch;
+use indicatif::{ProgressBar, ProgressStyle};
 
 /// EX_USAGE of sysexits.h.
 const USAGE: u8 = 64;
@@ -29,9 +33,64 @@ enum Command {
     /// with 64 if it was not told what to do.
     #[command(subcommand)]
     Probe(Probe),
+    /// Takes this project's adapters through every scenario, and prints a table.
+    ///
+    /// An adapter of your own gets the same from `conformance::suite::test`. Exits with 0 if nothing
+    /// failed, with 1 if something did.
+    Suite(Suite),
     /// What `probe supervisor` wants a supervisor to start as the successor.
     #[command(hide = true)]
     ProbeSuccessor,
+}
+
+#[derive(Args)]
+struct Suite {
+    /// Only this adapter; may be given again.
+    #[arg(long, value_name = "NAME", value_parser = adapters())]
+    adapter: Vec<String>,
+    /// Only the scenarios of this clause, or whose name holds these words; may be given again.
+    #[arg(long, value_name = "WORDS")]
+    only: Vec<String>,
+    /// How many run at a time; they wait more than they work.
+    #[arg(long, default_value_t = Options::default().jobs)]
+    jobs: usize,
+    /// Print one JSON document instead.
+    #[arg(long)]
+    json: bool,
+}
+
+fn adapters() -> PossibleValuesParser {
+    PossibleValuesParser::new(adapters::ALL.map(|adapter| adapter.name()))
+}
+
+impl Suite {
+    fn run(self) -> Result<ExitCode, String> {
+        let wanted = |adapter: &&dyn Adapter| {
+            self.adapter.is_empty() || self.adapter.iter().any(|name| name == adapter.name())
+        };
+        let adapters: Vec<_> = adapters::ALL.into_iter().filter(wanted).collect();
+        let options = Options { only: self.only, jobs: self.jobs };
+        // It is drawn on a terminal only.
+        let bar = ProgressBar::new(0);
+        let style = ProgressStyle::with_template("{pos}/{len}  {elapsed}  {wide_msg}");
+        bar.set_style(style.map_err(|error| error.to_string())?);
+        let table = suite::run(&adapters, &options, |scenario, cell, all| {
+            bar.set_length(all as u64);
+            bar.inc(1);
+            bar.set_message(format!("{}: {}", cell.adapter, scenario.name));
+        });
+        bar.finish_and_clear();
+        if table.rows.is_empty() {
+            return Err("no scenario is of that clause, or has these words in its name".into());
+        }
+        let text = if self.json {
+            serde_json::to_string_pretty(&table).map_err(|error| error.to_string())? + "\n"
+        } else {
+            table.to_string()
+        };
+        print(&text);
+        Ok(if table.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
 }
 
 #[derive(Subcommand)]
@@ -128,11 +187,6 @@ impl How {
         target: &str,
         probe: impl FnOnce(&mut dyn FnMut(&Case)) -> Report,
     ) -> ExitCode {
-        let print = |text: &str| {
-            // Who has stopped reading wants no more of it; the exit code is still the answer.
-            let mut out = std::io::stdout().lock();
-            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        };
         if !self.json {
             print(&Report::heading(role, target));
         }
@@ -154,6 +208,12 @@ impl How {
     }
 }
 
+fn print(text: &str) {
+    // Who has stopped reading wants no more of it; the exit code is still the answer.
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
 fn listener(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, _)) if handoff_unix::spawn::name_problem(name).is_some() => {
@@ -170,6 +230,7 @@ fn launch(command: Vec<String>) -> Launch {
 }
 
 fn main() -> ExitCode {
+    suite::play(&adapters::ALL);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -180,6 +241,7 @@ fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Probe(probe) => run(probe),
+        Command::Suite(suite) => suite.run(),
         Command::ProbeSuccessor => puppet::run().map_err(|error| error.to_string()),
     };
     done.unwrap_or_else(|error| {

@@ -3,19 +3,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
-#[path = "processes/harness/mod.rs"]
-mod harness;
-
 use std::time::Duration;
 
+use conformance::adapters::ALL;
+use conformance::suite::{Adapter, Bench, Fault, play, wait_until};
 use handoff_blocking::Verdict;
-use harness::{Bench, Runtime, wait_until};
 
-/// Not a test of its own: what the daemon processes run.
+/// Not a test of its own: what the processes run.
 #[test]
-#[ignore = "the body of the daemon processes"]
-fn daemon() {
-    harness::daemon();
+#[ignore = "the body of the processes"]
+fn part() {
+    play(&ALL);
 }
 
 /// How many threads a pool may come to have later than in its first handoffs: those of smol's stay, and
@@ -59,19 +57,22 @@ impl Trace {
 }
 
 /// Handoffs that fail, round after round.
-fn failures(runtime: Runtime) {
-    let (mut bench, old) = Bench::start(runtime, "");
+fn failures(adapter: &'static dyn Adapter) {
+    let name = adapter.name();
+    let (mut bench, old) = Bench::start(adapter, None);
     let mut before = None;
     for _ in 0..3 {
-        for fault in ["die-after-begin", "unhealthy", "exit-at-once", "fail-open"] {
-            let report = bench.swap(fault);
-            assert_ne!(report.verdict, Verdict::Committed, "{runtime:?}, {fault}: {report}");
-            assert_eq!(bench.write(), old, "{runtime:?}, {fault}");
+        for fault in
+            [Fault::DiesAfterBegin, Fault::Unhealthy, Fault::ExitsAtOnce, Fault::FailsToOpen]
+        {
+            let report = bench.swap(Some(fault));
+            assert_ne!(report.verdict, Verdict::Committed, "{name}, {fault:?}: {report}");
+            assert_eq!(bench.write(), old, "{name}, {fault:?}");
         }
         let before = before.get_or_insert_with(Trace::now);
-        assert_eq!(before.children, [old.to_string()], "{runtime:?}");
-        before.returns(&format!("{runtime:?}"), || {
-            bench.supervisor.watch(Duration::from_millis(1));
+        assert_eq!(before.children, [old.to_string()], "{name}");
+        before.returns(name, || {
+            let _ = bench.supervisor.exits(Duration::from_millis(1));
             bench.supervisor.tasks().is_none_or(|tasks| tasks == 1)
                 && bench.files() == ["c.sock", "data", "journal"]
         });
@@ -82,11 +83,11 @@ fn failures(runtime: Runtime) {
 /// I6, R6, R14.
 #[test]
 fn a_handoff_that_failed_leaves_no_trace() {
-    for runtime in Runtime::ALL {
+    for adapter in ALL {
         // What a runtime starts once and keeps is there after the first time.
-        failures(runtime);
+        failures(adapter);
         let before = Trace::now();
-        failures(runtime);
-        before.returns(&format!("{runtime:?}, after its supervisor"), || true);
+        failures(adapter);
+        before.returns(&format!("{}, after its supervisor", adapter.name()), || true);
     }
 }

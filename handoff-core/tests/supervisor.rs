@@ -407,6 +407,28 @@ fn an_answer_from_before_the_resume_proves_nothing() {
     assert_eq!(s.verdict().0, Verdict::RolledBack);
 }
 
+/// R4, T4: the incumbent owes one answer, the last. So heartbeats to it repeat what it has been asked and
+/// not answered, and an answer to any of them will do.
+#[test]
+fn heartbeats_repeat_an_open_question() {
+    let mut s = setup().opening();
+    s.hears(N, ready(false, &[]));
+    s.done(held_by(N_PID));
+    let alive = s.asked();
+    s.questions.clear();
+    s.passes(1.s());
+    assert_eq!(s.questions, [alive]);
+    s.hears(O, heartbeat(alive));
+    s.done(written());
+    s.done(reaped());
+    let resumed = s.asked();
+    s.questions.clear();
+    s.passes_with_beats_of(O, 2.s());
+    assert_eq!(s.questions, [resumed, resumed]);
+    s.hears(O, heartbeat(resumed));
+    assert_eq!(s.verdict().0, Verdict::RolledBack);
+}
+
 /// R4: EOF proves nothing: it probes, and reports what it then knows.
 #[test]
 fn a_close_instead_of_an_answer_is_probed() {

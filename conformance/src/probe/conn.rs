@@ -17,6 +17,10 @@ const FLOOD: Duration = Duration::from_secs(2);
 /// How much of a message is shown.
 const SHOWN: usize = 160;
 
+/// How much of a write is split into single bytes, where it is: longer than any frame of the
+/// conversation, shorter than what is sent to be too much.
+const SPLIT: usize = 256;
+
 /// What comes next on a connection.
 #[derive(Debug)]
 pub(super) enum Next {
@@ -215,6 +219,13 @@ impl Conn {
 
     /// Writes all of it, unless the peer does not read, or hangs up: what it says tells which.
     pub(super) fn write(&mut self, bytes: &[u8]) -> bool {
+        let alone = if self.log.split() { bytes.len().min(SPLIT) } else { 0 };
+        let (alone, rest) = bytes.split_at(alone);
+        alone.chunks(1).chain((!rest.is_empty()).then_some(rest)).all(|piece| self.put(piece))
+    }
+
+    /// Writes these bytes as one piece.
+    fn put(&mut self, bytes: &[u8]) -> bool {
         let framed;
         let mut left = if self.via == Via::Puppet {
             let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);

@@ -18,6 +18,11 @@ mod report;
 mod successor;
 mod supervisor;
 
+pub(crate) use incumbent::CHECKS as INCUMBENT;
+pub(crate) use report::Check;
+pub(crate) use successor::CHECKS as SUCCESSOR;
+pub(crate) use supervisor::CHECKS as SUPERVISOR;
+
 pub use incumbent::Incumbent;
 pub use report::{Case, Report, Verdict};
 pub use successor::Successor;
@@ -85,8 +90,7 @@ impl Drop for Dummy {
 
 #[cfg(test)]
 mod tests {
-    use super::report::Check;
-    use super::{incumbent, successor, supervisor};
+    use super::{Check, incumbent, successor, supervisor};
 
     const PROTOCOL: &str = include_str!("../../../docs/protocol.md");
 

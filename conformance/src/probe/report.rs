@@ -239,16 +239,22 @@ pub(super) fn skip<T>(why: impl Into<String>) -> Result<T, Stop> {
     Err(Stop::Skipped(why.into()))
 }
 
-/// What happens in a case, as it happens.
+/// What happens in a case, as it happens; and how what is sent in it reaches the peer.
 #[derive(Clone, Debug)]
 pub(super) struct Log {
     start: Instant,
     lines: Rc<RefCell<Vec<String>>>,
+    split: bool,
 }
 
 impl Log {
     pub(super) fn new() -> Self {
-        Self { start: Instant::now(), lines: Rc::default() }
+        Self { start: Instant::now(), lines: Rc::default(), split: false }
+    }
+
+    /// Whether frames are written byte by byte.
+    pub(super) fn split(&self) -> bool {
+        self.split
     }
 
     /// Notes what happened.
@@ -259,12 +265,39 @@ impl Log {
 }
 
 /// A case to run.
-pub(super) struct Check<C> {
-    pub(super) name: &'static str,
-    pub(super) clauses: &'static [&'static str],
+pub(crate) struct Check<C> {
+    pub(crate) name: &'static str,
+    pub(crate) clauses: &'static [&'static str],
     pub(super) sent: &'static str,
     pub(super) expected: &'static str,
     pub(super) run: fn(&C, &Log) -> Seen,
+}
+
+impl<C> Check<C> {
+    /// Runs it, with each frame written byte by byte.
+    pub(crate) fn run_split(&self, context: &C) -> Case {
+        let log = Log { split: true, ..Log::new() };
+        let result = (self.run)(context, &log);
+        self.case(&log, result)
+    }
+
+    fn case(&self, log: &Log, result: Seen) -> Case {
+        let (verdict, seen) = match result {
+            Ok(seen) => (Verdict::Pass, seen),
+            Err(Stop::Failed(seen)) => (Verdict::Fail, seen),
+            Err(Stop::Skipped(why)) => (Verdict::Skip, why),
+        };
+        Case {
+            name: self.name,
+            clauses: self.clauses.to_vec(),
+            verdict,
+            sent: self.sent,
+            expected: self.expected,
+            seen,
+            millis: u64::try_from(log.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            transcript: log.lines.take(),
+        }
+    }
 }
 
 /// Runs the cases one after the other. `before` may say why there is nothing to run them on: the first
@@ -287,26 +320,12 @@ pub(super) fn run<'a, C: 'static>(
             Some(why) => Err(Stop::Skipped(why.clone())),
             None => (check.run)(context, &log),
         };
-        let (verdict, seen) = match result {
-            Ok(seen) => (Verdict::Pass, seen),
-            Err(Stop::Failed(seen)) => (Verdict::Fail, seen),
-            Err(Stop::Skipped(why)) => (Verdict::Skip, why),
-        };
-        *match verdict {
+        let case = check.case(&log, result);
+        *match case.verdict {
             Verdict::Pass => &mut report.passed,
             Verdict::Fail => &mut report.failed,
             Verdict::Skip => &mut report.skipped,
         } += 1;
-        let case = Case {
-            name: check.name,
-            clauses: check.clauses.to_vec(),
-            verdict,
-            sent: check.sent,
-            expected: check.expected,
-            seen,
-            millis: u64::try_from(log.start.elapsed().as_millis()).unwrap_or(u64::MAX),
-            transcript: log.lines.take(),
-        };
         on(&case);
         report.cases.push(case);
     }

@@ -675,7 +675,7 @@ fn hello_is_said_once(probe: &Successor, log: &Log) -> Seen {
     }
 }
 
-pub(super) const CHECKS: &[Check<Successor>] = &[
+pub(crate) const CHECKS: &[Check<Successor>] = &[
     Check {
         name: "it says Hello on the socket it was given",
         clauses: &["C1", "C3", "W4", "W5", "R13"],

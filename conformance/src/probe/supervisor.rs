@@ -603,7 +603,7 @@ fn incumbent_dies(probe: &Supervisor, log: &Log) -> Seen {
     Ok(format!("closed after {}", seconds(start.elapsed())))
 }
 
-pub(super) const CHECKS: &[Check<Supervisor>] = &[
+pub(crate) const CHECKS: &[Check<Supervisor>] = &[
     Check {
         name: "one fresh id for both, and Prepare names the successor",
         clauses: &["C1", "W4"],

@@ -574,11 +574,23 @@ impl Supervisor {
 
     // Time.
 
+    /// What the incumbent has been asked and has not answered. Its heartbeats repeat that, because of
+    /// the answers that it owes it keeps one (T4), and that is the last.
+    fn question(&self) -> Option<u64> {
+        let State::Swap(swap) = &self.state else { return None };
+        match swap.at {
+            At::Asking => Some(ASK_ALIVE),
+            At::Confirming => Some(ASK_RESUMED),
+            _ => None,
+        }
+    }
+
     fn expired(&mut self, now: Instant, timer: Timer, out: &mut Out) {
         let timing = self.config.timing;
         match timer {
             Timer::Beat(peer) => {
-                out.push(Output::Beat { to: peer, ts_ms: now.millis() });
+                let question = self.question().filter(|_| peer == Peer::Incumbent);
+                out.push(Output::Beat { to: peer, ts_ms: question.unwrap_or(now.millis()) });
                 self.timers.set(Timer::Beat(peer), now + timing.pulse.every);
             }
             Timer::Silence(peer) => {

@@ -64,7 +64,12 @@ pub(crate) struct Bench<M: Machine> {
     outputs: Vec<Out<M>>,
     /// Every heartbeat of its own: when, and to whom.
     pub(crate) beats: Vec<(Duration, M::Peer)>,
+    /// What was asked with them.
+    pub(crate) questions: Vec<u64>,
 }
+
+/// From here on a time stamp is a question that is recognised in its answer (X2).
+pub(crate) const STAMPED: u64 = 1 << 63;
 
 impl<M: Machine + Clone> Clone for Bench<M>
 where
@@ -77,6 +82,7 @@ where
             now: self.now,
             outputs: self.outputs.clone(),
             beats: self.beats.clone(),
+            questions: self.questions.clone(),
         }
     }
 }
@@ -88,7 +94,13 @@ where
     M::Event: Debug + PartialEq,
 {
     pub(crate) fn new(machine: M) -> Self {
-        Self { machine, now: Instant::ORIGIN, outputs: Vec::new(), beats: Vec::new() }
+        Self {
+            machine,
+            now: Instant::ORIGIN,
+            outputs: Vec::new(),
+            beats: Vec::new(),
+            questions: Vec::new(),
+        }
     }
 
     pub(crate) fn input(&mut self, input: In<M>) {
@@ -98,7 +110,10 @@ where
             match output {
                 Output::Beat { to, ts_ms } => {
                     let since = self.now.since_origin();
-                    assert_eq!(u128::from(ts_ms), since.as_millis(), "a beat tells the time");
+                    let asks = ts_ms >= STAMPED;
+                    let time = u128::from(ts_ms) == since.as_millis();
+                    assert!(asks || time, "a beat tells the time, or asks");
+                    self.questions.extend(asks.then_some(ts_ms));
                     self.beats.push((since, to));
                 }
                 output => self.outputs.push(output),

@@ -311,9 +311,6 @@ pub(crate) fn drained_event() -> Output {
     event(Event::Drained { open_conns_remaining: 3, accept_closed: true })
 }
 
-/// A question to the incumbent that is recognised in its answer (X2).
-const STAMPED: u64 = 1 << 63;
-
 impl TestSupervisor {
     /// Time passes while both daemons heartbeat.
     pub(crate) fn passes_alive(&mut self, span: Duration) {

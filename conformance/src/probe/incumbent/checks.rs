@@ -6,7 +6,7 @@ use super::greeting::*;
 use super::handoffs::*;
 use super::*;
 
-pub(in crate::probe) const CHECKS: &[Check<Incumbent>] = &[
+pub(crate) const CHECKS: &[Check<Incumbent>] = &[
     Check {
         name: "it says Hello first, and is who it says",
         clauses: &["C1", "W3", "W5", "R12"],

@@ -21,7 +21,7 @@ use super::conn::{Conn, Greeting, Next, frame, raw};
 use super::report::{Case, Check, Log, Report, Seen, Stop, fail, run, seconds, skip};
 use super::{Dummy, until};
 
-pub(super) use checks::CHECKS;
+pub(crate) use checks::CHECKS;
 
 /// How long a daemon may be busy with strangers before it counts as held up: less than their
 /// [`HELLO_ACK`] one after the other.
