@@ -74,6 +74,8 @@ impl Suite {
         let bar = ProgressBar::new(0);
         let style = ProgressStyle::with_template("{pos}/{len}  {elapsed}  {wide_msg}");
         bar.set_style(style.map_err(|error| error.to_string())?);
+        // Why a scenario failed is in the table.
+        std::panic::set_hook(Box::new(|_| {}));
         let table = suite::run(&adapters, &options, |scenario, cell, all| {
             bar.set_length(all as u64);
             bar.inc(1);

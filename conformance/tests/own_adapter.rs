@@ -1,18 +1,15 @@
-//! An adapter that somebody wrote for a loop of their own, the example `poll`, is swapped by a supervisor
-//! as the project's own adapters are: real processes, real sockets, a real data directory.
+//! The toy daemon of the example `poll`, as it is: real processes, real sockets, a real data directory.
+//! Its adapter goes through the suite in `third_party.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
 #[allow(dead_code, unreachable_pub)]
 #[path = "../../handoff-core/examples/poll.rs"]
 mod poll;
 
-use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,11 +17,9 @@ use std::thread;
 use std::time::Duration;
 
 use handoff_blocking::{
-    Handoff, Launch, Phase, Reason, Report, Started, Supervisor, SupervisorConfig, Verdict,
+    Handoff, Launch, Reason, Report, Started, Supervisor, SupervisorConfig, Verdict,
 };
 use handoff_core::supervisor::Event;
-use handoff_core::wire::{Decoder, encode};
-use handoff_core::{HandoffId, Message};
 use tempfile::TempDir;
 
 /// Longer than anything takes, also on a machine that has other things to do.
@@ -114,12 +109,6 @@ impl Bench {
                 return status;
             }
         }
-    }
-
-    fn connect(&self) -> UnixStream {
-        let stream = UnixStream::connect(self.dir.path().join("c.sock")).unwrap();
-        stream.set_read_timeout(Some(LONG)).unwrap();
-        stream
     }
 }
 
@@ -223,39 +212,6 @@ fn a_successor_that_fails_to_open_is_rolled_back() {
     assert!(exit_code(&status, 0), "{status}");
 }
 
-/// R4: a handoff that is called off while the incumbent drains, and after it has sealed.
-#[test]
-fn a_handoff_that_is_aborted_is_resumed() {
-    let (mut bench, old) = Bench::start();
-    let aborter = bench.supervisor.aborter();
-    let mut count = 0;
-    for at in [Phase::Drain, Phase::Seal, Phase::Open] {
-        let report = bench.hand_off(bench.launch(), |event| {
-            if *event == Event::Phase(at) {
-                aborter.abort();
-            }
-        });
-        assert_eq!((report.verdict, report.serving), (Verdict::RolledBack, Some(old)), "{report}");
-        count += 1;
-        assert_eq!(say(bench.address, "count"), Some((count, old)));
-    }
-    let new = bench.swap();
-    assert_eq!(say(bench.address, "count"), Some((count + 1, new)));
-}
-
-/// R15, R17: a daemon that is told to stop ends well, and the next one counts on from there.
-#[test]
-fn a_daemon_that_is_stopped_ends_well() {
-    let (mut bench, first) = Bench::start();
-    assert_eq!(say(bench.address, "count"), Some((1, first)));
-    assert_eq!(say(bench.address, "stop"), None);
-    let status = bench.end_of(first);
-    assert!(exit_code(&status, 0), "{status}");
-    let second = bench.cold_start();
-    assert_ne!(second, first);
-    assert_eq!(say(bench.address, "count"), Some((2, second)));
-}
-
 /// R10, R13: without a supervisor it binds a listener of its own, and can be stopped all the same.
 #[test]
 fn without_a_supervisor_it_listens_by_itself() {
@@ -276,98 +232,4 @@ fn without_a_supervisor_it_listens_by_itself() {
     assert_eq!(say(address, "stop"), None);
     assert_eq!(daemon.wait().unwrap().code(), Some(0));
     assert!(lines.last().unwrap().contains("stopped"));
-}
-
-/// R1, R15: a cold start beside a daemon that serves finds it and ends, and disturbs nobody.
-#[test]
-fn a_second_daemon_on_the_same_data_stands_down() {
-    let (bench, first) = Bench::start();
-    let mut second = Command::new(std::env::current_exe().unwrap())
-        .args(DAEMON)
-        .env("POLL_CONTROL", bench.dir.path().join("c.sock"))
-        .env("POLL_DATA", bench.dir.path().join("data"))
-        .env("POLL_LISTEN", "127.0.0.1:0")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    assert_eq!(second.wait().unwrap().code(), Some(75));
-    assert_eq!(say(bench.address, "count"), Some((1, first)));
-}
-
-/// Greets as a supervisor does, and then hears one heartbeat.
-fn hear_a_heartbeat(mut stream: &UnixStream) {
-    let (mut decoder, mut buffer, mut greeted) = (Decoder::new(), [0; 4096], false);
-    loop {
-        let count = stream.read(&mut buffer).unwrap();
-        assert_ne!(count, 0, "it hung up");
-        let mut bytes = &buffer[..count];
-        while let Some(frame) = decoder.decode(&mut bytes).unwrap() {
-            match frame.message {
-                Message::Hello { .. } if !greeted => {
-                    greeted = true;
-                    decoder.handshake_done(1);
-                    let id = HandoffId::new();
-                    let ack = Message::HelloAck { proto_version_chosen: 1, handoff_id: id };
-                    let mut bytes = Vec::new();
-                    encode(&ack, 1, &mut bytes).unwrap();
-                    stream.write_all(&bytes).unwrap();
-                }
-                Message::Heartbeat { .. } if greeted => return,
-                message => panic!("{message:?}"),
-            }
-        }
-    }
-}
-
-/// T1, C5: it tells the machine the time: heartbeats are sent unasked, and who says nothing is turned
-/// away.
-#[test]
-fn it_tells_the_time() {
-    let (bench, _) = Bench::start();
-    let mut silent = bench.connect();
-    let greeted = bench.connect();
-    hear_a_heartbeat(&greeted);
-    hear_a_heartbeat_again(&greeted);
-    // It says Hello, waits for an answer that does not come, and hangs up.
-    let mut all = Vec::new();
-    silent.read_to_end(&mut all).unwrap();
-    assert!(!all.is_empty());
-    assert_eq!(say(bench.address, "count").map(|(count, _)| count), Some(1));
-}
-
-fn hear_a_heartbeat_again(mut stream: &UnixStream) {
-    assert_ne!(stream.read(&mut [0; 4096]).unwrap(), 0, "it hung up");
-}
-
-/// C5, W7: strangers that come and go, more than may stay, disturb no handoff: the names of their
-/// connections are used again and again, and never mixed up with the supervisor's.
-#[test]
-fn strangers_disturb_no_handoff() {
-    let (mut bench, _) = Bench::start();
-    let path = bench.dir.path().join("c.sock");
-    let sayings: [&[u8]; 4] =
-        [b"", b"GET / HTTP/1.1", b"\xff\xff\xff\xff", b"\x06\0\0\0\x01\0\x0d\0\0\0"];
-    let visit = |done: &AtomicBool| {
-        let mut strangers = VecDeque::new();
-        for saying in sayings.iter().cycle().take_while(|_| !done.load(Ordering::Acquire)) {
-            strangers.extend(stranger(&path, saying));
-            if strangers.len() > 40 {
-                strangers.pop_front();
-            }
-        }
-    };
-    let (last, ()) = beside(visit, || {
-        bench.swap();
-        bench.swap();
-        bench.swap()
-    });
-    assert_eq!(say(bench.address, "count"), Some((1, last)));
-}
-
-/// It may be turned away before it has said anything, or come while nobody has the path.
-fn stranger(path: &Path, saying: &[u8]) -> Option<UnixStream> {
-    let mut stream = UnixStream::connect(path).ok()?;
-    let _ = stream.write_all(saying);
-    Some(stream)
 }

@@ -29,6 +29,35 @@ fn every_clause_has_a_row_and_a_proof() {
     assert!(missing.is_empty(), "no row, or no proof: {missing:?}");
 }
 
+/// The suite is for other adapters too, which have no tests of ours beside it.
+#[test]
+fn every_clause_is_named_by_a_scenario() {
+    let scenarios = conformance::suite::scenarios();
+    let named: BTreeSet<&str> =
+        scenarios.iter().flat_map(|scenario| scenario.clauses).copied().collect();
+    let clauses = conformance::CLAUSES.into_iter();
+    let clauses: BTreeSet<String> = clauses
+        .flat_map(|(letter, count)| (1..=count).map(move |number| format!("{letter}{number}")))
+        .collect();
+    let without: Vec<_> =
+        clauses.iter().filter(|clause| !named.contains(clause.as_str())).collect();
+    assert!(without.is_empty(), "no scenario names {without:?}");
+    let unknown: Vec<_> = named.iter().filter(|&&clause| !clauses.contains(clause)).collect();
+    assert!(unknown.is_empty(), "there are no clauses {unknown:?}");
+}
+
+/// A scenario is told from all others by what a test is called, and is one line of the table.
+#[test]
+fn scenarios_are_told_apart_and_fit_a_line() {
+    let scenarios = conformance::suite::scenarios();
+    let ids: BTreeSet<String> = scenarios.iter().map(|scenario| scenario.id()).collect();
+    assert_eq!(ids.len(), scenarios.len());
+    for scenario in scenarios {
+        let width = scenario.name.len() + 1 + scenario.clauses.join(" ").len();
+        assert!(2 + width + 2 * conformance::adapters::ALL.len() <= 80, "{}", scenario.name);
+    }
+}
+
 #[test]
 fn every_test_that_is_named_exists() {
     let document = document();

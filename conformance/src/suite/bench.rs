@@ -25,7 +25,7 @@ impl Client {
     ///
     /// # Panics
     ///
-    /// The connection was refused, reset or not answered (I4).
+    /// The connection was refused, reset or not answered (I4), or somebody else has written (I2).
     pub fn write(&mut self) -> u32 {
         let value = format!("value-{}", self.acknowledged.len());
         let mut stream = TcpStream::connect(self.address).expect("the listener refuses nobody");
@@ -37,8 +37,10 @@ impl Client {
             .expect("an accepted connection is served");
         let _ = stream.shutdown(Shutdown::Both);
         self.acknowledged.push(value);
-        let by = answer.trim().rsplit(' ').next().and_then(|pid| pid.parse().ok());
-        by.expect("a connection that was accepted is answered")
+        let (revision, by) = answer.trim().split_once(' ').unwrap_or_default();
+        // Whoever wrote beside it would have counted on from elsewhere.
+        assert_eq!(revision.parse(), Ok(self.acknowledged.len()), "the revision in {answer:?}");
+        by.parse().expect("a pid")
     }
 }
 

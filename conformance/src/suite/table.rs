@@ -1,6 +1,5 @@
 //! Scenarios by adapters.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +10,6 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::{AT_A_TIME, Adapter, Role, Scenario, Verdict, scenarios};
-use crate::CLAUSES;
 
 /// How wide a line is.
 const WIDTH: usize = 80;
@@ -79,8 +77,6 @@ pub struct Table {
     pub skipped: usize,
     /// How long all of it took.
     pub millis: u64,
-    /// The clauses that no scenario names; `docs/protocol.md` has the tests that prove them.
-    pub elsewhere: Vec<String>,
     /// The scenarios.
     pub rows: Vec<Row>,
 }
@@ -122,10 +118,6 @@ pub fn run(
             Row { name, clauses, role, cells }
         })
         .collect();
-    let named: BTreeSet<_> = rows.iter().flat_map(|row| row.clauses).copied().collect();
-    let clauses = CLAUSES
-        .iter()
-        .flat_map(|&(letter, count)| (1..=count).map(move |number| format!("{letter}{number}")));
     let count = |verdict| {
         rows.iter().flat_map(|row| &row.cells).filter(|cell| cell.verdict == verdict).count()
     };
@@ -135,7 +127,6 @@ pub fn run(
         failed: count(Verdict::Fail),
         skipped: count(Verdict::Skip),
         millis: millis(start),
-        elsewhere: clauses.filter(|clause| !named.contains(clause.as_str())).collect(),
         rows,
     }
 }
@@ -192,10 +183,6 @@ impl fmt::Display for Table {
                 writeln!(f, "\n{}, {}: {}", cell.adapter, row.role.name(), row.name)?;
                 writeln!(f, "{}", cell.seen.trim_end())?;
             }
-        }
-        if !self.elsewhere.is_empty() {
-            let clauses = self.elsewhere.join(" ");
-            writeln!(f, "\nNamed by no scenario here, see docs/protocol.md: {clauses}")?;
         }
         let seconds = Duration::from_millis(self.millis).as_secs_f64();
         writeln!(

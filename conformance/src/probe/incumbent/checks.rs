@@ -114,6 +114,13 @@ pub(crate) const CHECKS: &[Check<Incumbent>] = &[
         run: lengths_cost_nothing,
     },
     Check {
+        name: "who does not read costs bounded memory",
+        clauses: &["T4", "X2"],
+        sent: "400,000 Heartbeats, without reading; then everything is read",
+        expected: "memory that grows by less than half of that, and an answer to the last",
+        run: unread_answers,
+    },
+    Check {
         name: "frames may come in single bytes",
         clauses: &["W2"],
         sent: "HelloAck and a Heartbeat, one byte at a time",

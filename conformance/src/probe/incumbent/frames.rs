@@ -124,6 +124,35 @@ pub(super) fn lengths_cost_nothing(probe: &Incumbent, log: &Log) -> Seen {
     Ok(format!("its memory grew by {kib} KiB for {count} announced MiB"))
 }
 
+/// Heartbeats whose answers are not read: more than any socket holds.
+pub(super) fn unread_answers(probe: &Incumbent, log: &Log) -> Seen {
+    const MANY: u64 = 400_000;
+    let mut session = probe.acked("1", log)?;
+    let pid = session.greeting.pid;
+    let before = memory(pid)?;
+    let beats: Vec<u8> =
+        (1..=MANY).flat_map(|ts_ms| frame(&Message::Heartbeat { ts_ms }, PROTO_MAX)).collect();
+    session.conn.send_bytes(&beats, "400,000 Heartbeats, and nothing is read");
+    let taken = beats.len() as u64;
+    probe.serves(log, Some(pid)).or_else(|stop| {
+        // One that serves one connection at a time waits until it is read.
+        if session.has_x2() { Err(stop) } else { Ok(Duration::ZERO) }
+    })?;
+    let grown = memory(pid)?.saturating_sub(before);
+    if grown > taken / 2 {
+        let (grown, taken) = (grown / 1024, taken / 1024);
+        return fail(format!("its memory grew by {grown} KiB for {taken} KiB of heartbeats"));
+    }
+    if session.has_x2() {
+        session.conn.wait("answer to the last Heartbeat", probe.patience, |message| {
+            matches!(message, Message::Heartbeat { ts_ms: MANY }).then_some(())
+        })?;
+    }
+    drop(session);
+    probe.serves(log, Some(pid))?;
+    Ok(format!("its memory grew by {} KiB; the last was answered", grown / 1024))
+}
+
 /// Bytes one at a time.
 pub(super) fn drip(conn: &mut Conn, bytes: &[u8], pause: Duration) -> bool {
     bytes.iter().all(|byte| {

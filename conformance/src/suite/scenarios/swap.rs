@@ -22,10 +22,11 @@ use crate::suite::{Adapter, Bench, Fault, PATIENCE, config, reason};
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::handoff(
         &["C2", "R6", "R15", "R16"],
-        "handoffs in a row commit, and who hands over exits with 0",
+        "handoffs in a row commit, and the old one exits with 0",
         in_a_row,
     ),
-    Scenario::handoff(&["I3", "I4"], "clients see nothing but a pause", under_load),
+    Scenario::handoff(&["I2", "I3", "I4"], "clients see nothing but a pause", under_load),
+    Scenario::handoff(&["C4"], "what a seal reports reaches who watches", progress),
     Scenario::handoff(
         &["C3", "R4", "R6", "I6"],
         "a successor that fails is rolled back",
@@ -99,6 +100,21 @@ fn under_load(adapter: &'static dyn Adapter) {
     });
     let verdicts = verdicts.map(|verdict| verdict.expect("the supervisor works"));
     assert_eq!(verdicts, [Verdict::RolledBack, Verdict::Committed, Verdict::Committed]);
+    bench.ends_well();
+}
+
+fn progress(adapter: &'static dyn Adapter) {
+    let (mut bench, _) = Bench::start(adapter, None);
+    let mut reports = Vec::new();
+    let handoff = Handoff::new(bench.launch(None));
+    let report = bench.swap_as(&handoff, |event| {
+        if let Event::SealProgress { shards_sealed, shards_total, last_revision } = event {
+            reports.push((*shards_sealed, *shards_total, *last_revision));
+        }
+    });
+    assert_eq!(report.verdict, Verdict::Committed, "{report}");
+    // One write was made.
+    assert_eq!(reports, [(1, 1, 1)]);
     bench.ends_well();
 }
 
