@@ -22,7 +22,7 @@ use handoff_unix::control::ControlPath;
 use handoff_unix::effects::DaemonEffects;
 use handoff_unix::inherit::{Inherited, Role};
 use handoff_unix::probe::Users;
-use poll::Off;
+use poll::{Off, Post};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -50,7 +50,7 @@ impl suite::Adapter for Poll {
         let effects = DaemonEffects::new(control, program.data_dir(), users);
         let adapter = poll::Adapter::new(config, effects, &mut inherited).unwrap();
         drop(inherited);
-        let (begins, stops) = (adapter.post(), adapter.post());
+        let (begins, stops, post) = (adapter.post(), adapter.post(), adapter.post());
         program.on_stop(move || stops.command(Command::Stop)).unwrap();
         let warms_up = program.clone();
         thread::spawn(move || {
@@ -59,12 +59,13 @@ impl suite::Adapter for Poll {
         });
         let acceptor = Arc::new(Acceptor::new(listener).unwrap());
         let stopper = acceptor.stopper();
-        adapter.run(Toy { program, acceptor, stopper, accepts: false }).unwrap()
+        adapter.run(Toy { program, post, acceptor, stopper, accepts: false }).unwrap()
     }
 }
 
 struct Toy {
     program: Program,
+    post: Post,
     acceptor: Arc<Acceptor<TcpListener>>,
     stopper: Stopper,
     /// The thread that accepts is there.
@@ -90,7 +91,11 @@ impl poll::Program for Toy {
     }
 
     fn seal(&mut self, off: &Off) -> Result<SealReport, Failure> {
-        self.program.seal(|| off.load(Ordering::Acquire), |_, _, _| {})
+        let progress = |shards_sealed, shards_total, last_revision| {
+            let command = Command::SealProgress { shards_sealed, shards_total, last_revision };
+            self.post.command(command);
+        };
+        self.program.seal(|| off.load(Ordering::Acquire), progress)
     }
 
     fn resume(&mut self) -> Result<(), Failure> {
