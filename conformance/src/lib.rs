@@ -1,4 +1,12 @@
-//! A closed system of the production machines, and what checks it.
+//! What proves Handoff, its adapters, and any other implementation of the protocol.
+//!
+//! | you have | you take |
+//! |---|---|
+//! | a simulator of your own, and want handoffs in it | [`World`], below; `examples/embed.rs` |
+//! | an adapter for another runtime | [`suite::test`]: one trait, one call |
+//! | an implementation that you can run | [`probe`], as a library or by `conformance probe` |
+//!
+//! # The world
 //!
 //! [`World`] holds one supervisor, the daemons it has started, their connections, the lock, the control
 //! path and time. The machines in it are those of `handoff-core`, unchanged: the world carries out what
@@ -46,7 +54,7 @@
 //! is sealed before the lock is let go, and nobody serves but the one that holds it. Listeners are not
 //! modelled either (I4); whoever serves accepts. Both are for the tests with real processes. Frames are
 //! whole but where [`Rules::bytes`](world::Rules::bytes) cuts them; what other bytes may do to a decoder
-//! is for the fuzzer.
+//! is for the fuzzer. The repository's `docs/testing.md` has all layers in one table.
 //!
 //! [`World`]: world::World
 //! [`World::choices`]: world::World::choices

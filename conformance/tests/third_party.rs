@@ -7,17 +7,15 @@
 mod poll;
 
 use std::error::Error;
-use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::process::{self, ExitCode};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
 use conformance::suite::{self, LISTENER, PATIENCE, Program};
 use handoff_core::daemon::{Command, Config, DrainReport, Ended, Readiness, SealReport};
-use handoff_unix::accept::{Acceptor, Stopper};
+use handoff_unix::accept::Stopper;
 use handoff_unix::control::ControlPath;
 use handoff_unix::effects::DaemonEffects;
 use handoff_unix::inherit::{Inherited, Role};
@@ -57,35 +55,33 @@ impl suite::Adapter for Poll {
             warms_up.warm_up();
             begins.command(Command::Begin);
         });
-        let acceptor = Arc::new(Acceptor::new(listener).unwrap());
-        let stopper = acceptor.stopper();
-        adapter.run(Toy { program, post, acceptor, stopper, accepts: false }).unwrap()
+        adapter.run(Toy { program, post, listener: Some(listener), stopper: None }).unwrap()
     }
 }
 
 struct Toy {
     program: Program,
     post: Post,
-    acceptor: Arc<Acceptor<TcpListener>>,
-    stopper: Stopper,
-    /// The thread that accepts is there.
-    accepts: bool,
+    /// Until it is accepted on.
+    listener: Option<TcpListener>,
+    stopper: Option<Stopper>,
 }
 
 impl poll::Program for Toy {
     fn open(&mut self, off: &Off) -> Result<Readiness, Failure> {
         let readiness = self.program.open(|| off.load(Ordering::Acquire))?;
-        if !std::mem::replace(&mut self.accepts, true) {
-            let (acceptor, program) = (Arc::clone(&self.acceptor), self.program.clone());
-            thread::spawn(move || accept(&acceptor, &program));
+        if let Some(listener) = self.listener.take() {
+            self.stopper = Some(self.program.accept_on_threads(listener)?);
         }
         Ok(readiness)
     }
 
     fn drain(&mut self, _: Duration, off: &Off) -> Result<DrainReport, Failure> {
-        self.stopper.stop();
-        if !self.stopper.settle(PATIENCE) {
-            return Err("a client dawdles".into());
+        if let Some(stopper) = &self.stopper {
+            stopper.stop();
+            if !stopper.settle(PATIENCE) {
+                return Err("a client dawdles".into());
+            }
         }
         self.program.drain(|| off.load(Ordering::Acquire))
     }
@@ -100,20 +96,9 @@ impl poll::Program for Toy {
 
     fn resume(&mut self) -> Result<(), Failure> {
         self.program.resume()?;
-        self.stopper.resume();
-        Ok(())
-    }
-}
-
-fn accept(acceptor: &Acceptor<TcpListener>, program: &Program) {
-    loop {
-        let answered = acceptor.accept_with(|mut stream, _| -> io::Result<()> {
-            let mut line = String::new();
-            BufReader::new(&mut stream).read_line(&mut line)?;
-            stream.write_all(program.answer(&line).unwrap_or_default().as_bytes())
-        });
-        if let Ok(None) = answered {
-            thread::park_timeout(Duration::from_millis(1));
+        if let Some(stopper) = &self.stopper {
+            stopper.resume();
         }
+        Ok(())
     }
 }

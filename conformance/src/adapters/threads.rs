@@ -1,13 +1,9 @@
 //! The suite's daemon on threads.
 
-use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpListener;
-use std::thread;
-use std::time::Duration;
 
 use handoff_blocking::{
-    Acceptor, Daemon, DrainContext, DrainReport, Ended, HookError, Hooks, SealContext, SealReport,
-    Stopper,
+    Daemon, DrainContext, DrainReport, Ended, HookError, Hooks, SealContext, SealReport, Stopper,
 };
 
 use crate::suite::{LISTENER, PATIENCE, Program};
@@ -51,26 +47,9 @@ pub(super) fn daemon(program: Program) -> Ended {
         Ok(readiness) => readiness,
         Err(error) => return grant.fail(error),
     };
-    let acceptor = Acceptor::new(listener).expect("an acceptor");
-    let stopper = acceptor.stopper();
-    let serves = program.clone();
-    thread::spawn(move || accept(&acceptor, &serves));
+    let stopper = program.accept_on_threads(listener).expect("an acceptor");
     let serving = grant.ready(readiness);
     let stop = serving.stopper();
     program.on_stop(move || stop.stop()).expect("a signal handler");
     serving.run(Threads { program, stopper })
-}
-
-fn accept(acceptor: &Acceptor<TcpListener>, program: &Program) {
-    loop {
-        // Admission and answer are one step here, so a settled drain has answered everything.
-        let answered = acceptor.accept_with(|mut stream, _| -> io::Result<()> {
-            let mut line = String::new();
-            BufReader::new(&mut stream).read_line(&mut line)?;
-            stream.write_all(program.answer(&line).unwrap_or_default().as_bytes())
-        });
-        if let Ok(None) = answered {
-            thread::park_timeout(Duration::from_millis(1));
-        }
-    }
 }

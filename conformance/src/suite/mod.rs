@@ -11,8 +11,10 @@
 //! A test target without libtest's harness, whose program is
 //!
 //! ```no_run
-//! use conformance::suite::{self, Adapter, Program};
+//! # use std::net::TcpListener;
+//! use conformance::suite::{self, Adapter, LISTENER, Program};
 //! use handoff_core::daemon::Ended;
+//! # use handoff_blocking as mine;
 //!
 //! struct Mine;
 //!
@@ -22,9 +24,36 @@
 //!     }
 //!
 //!     fn daemon(&self, program: Program) -> Ended {
-//!         todo!("as in the sources of the module `adapters`")
+//!         let mut daemon = mine::Daemon::from_env(program.config()).unwrap();
+//!         let bind = || TcpListener::bind("127.0.0.1:0");
+//!         let listener = daemon.listener(LISTENER, bind).unwrap();
+//!         program.warm_up();
+//!         let grant = match daemon.begin() {
+//!             Ok(grant) => grant,
+//!             Err(ended) => return ended,
+//!         };
+//!         match program.open(|| grant.is_off()) {
+//!             Ok(readiness) => {
+//!                 // Accept here, each connection a line that `program.answer` answers.
+//!                 let serving = grant.ready(readiness);
+//!                 let stop = serving.stopper();
+//!                 program.on_stop(move || stop.stop()).unwrap();
+//!                 serving.run(Hooks { program, listener })
+//!             }
+//!             Err(error) => grant.fail(error),
+//!         }
 //!     }
 //! }
+//! # struct Hooks { program: Program, listener: TcpListener }
+//! # impl mine::Hooks for Hooks {
+//! #     fn drain(&mut self, drain: &mine::DrainContext) -> Result<mine::DrainReport, mine::HookError> {
+//! #         self.program.drain(|| drain.is_off())
+//! #     }
+//! #     fn seal(&mut self, seal: &mine::SealContext) -> Result<mine::SealReport, mine::HookError> {
+//! #         self.program.seal(|| seal.is_off(), |a, b, c| seal.progress(a, b, c))
+//! #     }
+//! #     fn resume(&mut self) -> Result<(), mine::HookError> { self.program.resume() }
+//! # }
 //!
 //! fn main() -> std::process::ExitCode {
 //!     suite::test(&[&Mine])
@@ -41,7 +70,7 @@
 //! ```
 //!
 //! Then `cargo test` has a test for each scenario. An adapter that brings no supervisor of its own is
-//! swapped by one of threads.
+//! swapped by one of threads. `tests/third_party.rs` is all of this for an adapter that is not ours.
 
 mod bench;
 mod part;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use handoff_unix::host::{Handoff, HookError, SupervisorConfig};
 use handoff_unix::inherit::Inherited;
+use handoff_unix::process::PidFd;
 use handoff_unix::spawn::Launch;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,9 @@ use crate::probe::puppet;
 
 /// The variable that tells a process what to be.
 const PART: &str = "CONFORMANCE_PART";
+
+/// The variable that tells it the pid of who runs the suite, which it does not outlive.
+const SUITE: &str = "CONFORMANCE_SUITE";
 
 #[derive(Serialize, Deserialize)]
 enum Part {
@@ -42,6 +46,13 @@ pub(super) enum Successor {
 /// binary. In a binary of libtest's the place for it is an ignored test with the name `part`.
 pub fn play(adapters: &[&'static dyn Adapter]) {
     let Some(part) = std::env::var_os(PART) else { return };
+    let suite = std::env::var(SUITE).ok().and_then(|pid| pid.parse().ok());
+    if let Some(Ok(suite)) = suite.map(PidFd::open) {
+        std::thread::spawn(move || {
+            let _ = suite.wait(None);
+            std::process::exit(9);
+        });
+    }
     let played = serde_json::from_slice(part.as_encoded_bytes())
         .map_err(HookError::from)
         .and_then(|part| play_as(part, adapters));
@@ -125,5 +136,6 @@ fn again(part: &Part) -> io::Result<Launch> {
     let program = std::env::current_exe()?;
     // For a binary of libtest's; all others look at the variable first.
     let launch = Launch::new(program).args(["part", "--exact", "--ignored", "--nocapture"]);
-    Ok(launch.env(PART, serde_json::to_string(part)?))
+    let suite = std::env::var(SUITE).unwrap_or_else(|_| std::process::id().to_string());
+    Ok(launch.env(PART, serde_json::to_string(part)?).env(SUITE, suite))
 }

@@ -1,7 +1,8 @@
 //! The program that a daemon of the suite is: its data, and what goes wrong with it.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use handoff_core::daemon::{DrainReport, Readiness, SealReport};
 use handoff_core::wire::MAX_SHARDS;
+use handoff_unix::accept::{Acceptor, Stopper};
 use handoff_unix::host::{Config, HookError};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::SIGTERM;
@@ -180,6 +182,31 @@ impl Program {
         writeln!(file, "{}", line.trim()).and_then(|()| file.sync_data()).ok()?;
         *revision += 1;
         Some(format!("{revision} {}\n", std::process::id()))
+    }
+
+    /// Accepts on threads, and answers each connection before it accepts the next, so that who has
+    /// settled has answered everybody: for an adapter that has nothing of its own for that.
+    ///
+    /// # Errors
+    ///
+    /// The listener cannot be used.
+    pub fn accept_on_threads(&self, listener: TcpListener) -> io::Result<Stopper> {
+        let (acceptor, program) = (Acceptor::new(listener)?, self.clone());
+        let stopper = acceptor.stopper();
+        let answer = move |mut stream: TcpStream| -> io::Result<()> {
+            let mut line = String::new();
+            BufReader::new(&mut stream).read_line(&mut line)?;
+            stream.write_all(program.answer(&line).unwrap_or_default().as_bytes())
+        };
+        thread::Builder::new().name("accept".into()).spawn(move || {
+            loop {
+                if let Ok(None) = acceptor.accept_with(|stream, _| answer(stream)) {
+                    // It is stopped.
+                    thread::park_timeout(Duration::from_millis(1));
+                }
+            }
+        })?;
+        Ok(stopper)
     }
 
     /// Nobody is accepted any more, and everybody who was has been answered.
