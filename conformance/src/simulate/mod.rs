@@ -30,9 +30,10 @@
 //! in it (R17), and to start the next is for the program around it.
 //!
 //! Of what beyond-handoff does otherwise, [`Fault::Legacy`] shows what a peer sees while a handoff goes
-//! well or is called off: capabilities, heartbeats, silence while a hook runs. Its own faults (a drain
-//! that fails leaves it closed, a second SealRequest seals without the lock, it tries for the lock for
-//! 2 s only) break the invariants by themselves and are not played.
+//! well or is called off: capabilities, heartbeats, silence while a hook runs. Its own faults break the
+//! invariants by themselves, and are planted ([`Sabotage`]) where they are looked at: it seals again
+//! without the lock, tries for the lock for 2 s only, exits when its connection is closed, and its
+//! supervisor commits to whoever calls itself unhealthy.
 
 pub mod draw;
 pub mod file;
@@ -60,7 +61,7 @@ pub enum Fault {
     Crashes,
     /// Any process is stopped, and may be continued.
     Stops,
-    /// Drain, seal or open fails.
+    /// Drain, seal or open fails, or a successor opens its data and is not fit to serve.
     Hooks,
     /// A hook, a warm-up or the journal takes longer than it is given, if it ever returns.
     Hangs,
@@ -375,20 +376,33 @@ pub fn simulate(plan: &Plan, seed: u64, tally: &mut Tally) -> (Run, Option<Findi
     // program to start: where nobody does, a run begins with a daemon that serves.
     let cold = rules.revives && draw.below(8) == 0;
     let origin = if cold { Origin::Cold } else { Origin::Settled };
-    let rate = draw.below(2 * usize::from(plan.rate) + 1);
+    let pace = Pace {
+        rate: draw.below(2 * usize::from(plan.rate) + 1),
+        // Some disks stay full for long, and some processes stopped.
+        mends: 1 + draw.below(16),
+    };
     let mut world = origin.world(rules);
     let mut run = Run { seed, origin, rules, choices: Vec::new() };
-    let found = wander(&mut world, &mut draw, rate, &mut run.choices, tally);
+    let found = wander(&mut world, &mut draw, pace, &mut run.choices, tally);
     tally.runs += 1;
     tally.steps += run.choices.len() as u64;
     (run, found)
+}
+
+/// How often things go wrong in a run, and how soon they end.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// In how many of a thousand steps something goes wrong.
+    rate: usize,
+    /// One time in how many a process that could be continued is, and a full disk has room again.
+    mends: usize,
 }
 
 /// Goes at random until every handoff was asked for and has come to its end.
 fn wander(
     world: &mut World,
     draw: &mut Seed,
-    rate: usize,
+    pace: Pace,
     choices: &mut Vec<Choice>,
     tally: &mut Tally,
 ) -> Option<Finding> {
@@ -405,7 +419,7 @@ fn wander(
             return Some(Finding::Violation(violation));
         }
         disturbed &= !open.is_empty();
-        let choice = if draw.below(1000) < rate
+        let choice = if draw.below(1000) < pace.rate
             && let Some(choice) = unusual(world, draw)
         {
             disturbed = true;
@@ -415,7 +429,9 @@ fn wander(
             if open.is_empty() {
                 return None;
             }
-            open[draw.below(open.len())]
+            let choice = open[draw.below(open.len())];
+            let mends = matches!(choice, Choice::Continue(_) | Choice::Room);
+            if mends && draw.below(pace.mends) > 0 { open[draw.below(open.len())] } else { choice }
         };
         if let Some(fault) = Fault::of(choice, world.kind(choice)) {
             tally.fault(fault);

@@ -7,7 +7,7 @@ use handoff_core::supervisor::{self, Peer};
 use handoff_core::{Input, Message, Output, short_name};
 
 use crate::explore::{Finding, Origin};
-use crate::world::{Choice, Death, Kind, Line, Pid, SUPERVISOR};
+use crate::world::{Choice, Death, Kind, Line, Luck, Pid, SUPERVISOR};
 
 use super::{Fault, Run};
 
@@ -147,6 +147,7 @@ impl Eye {
             Choice::Stranger(guise) => format!("a stranger connects: {guise:?}"),
             Choice::Restart => return self.did(SUPERVISOR, "started again"),
             Choice::Handoff => return self.did(SUPERVISOR, "handoff asked"),
+            Choice::Complete(pid, _, Luck::Unhealthy) => format!("{} is unhealthy", self.name(pid)),
             Choice::Perform(pid, job, _) | Choice::Complete(pid, job, _) if kind == Kind::Fault => {
                 let name = self.name(pid);
                 match Fault::of(choice, kind) {

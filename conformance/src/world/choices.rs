@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use handoff_core::daemon::ConnId;
+use handoff_core::supervisor::{Peer, Timer};
 use handoff_core::{Instant, Machine};
 
 use super::process::{Boss, Effort, Slot, Worker};
@@ -38,7 +40,9 @@ impl World {
     #[must_use]
     pub fn kind(&self, choice: Choice) -> Kind {
         match choice {
-            Choice::Perform(_, _, Luck::Bad) => Kind::Fault,
+            Choice::Perform(_, _, Luck::Bad) | Choice::Complete(_, _, Luck::Unhealthy) => {
+                Kind::Fault
+            }
             // A hook that was told to give up may say that it did.
             Choice::Complete(pid, job, Luck::Bad) => {
                 if job.is_hook() && self.worker(pid).is_some_and(|worker| worker.cancelled) {
@@ -277,6 +281,9 @@ impl World {
                             && worker.effort != Effort::Hangs =>
                     {
                         choices.push(Choice::Complete(pid, job, Luck::Bad));
+                        if job == Job::Open && self.is_led(pid) {
+                            choices.push(Choice::Complete(pid, job, Luck::Unhealthy));
+                        }
                     }
                     Job::TakeLock | Job::ClaimPath if rules.shortages && !done => {
                         choices.push(if rules.late {
@@ -289,6 +296,13 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Whether this process is a successor with somebody to tell how it is.
+    fn is_led(&self, pid: Pid) -> bool {
+        self.wires.iter().any(|wire| {
+            wire.daemon == pid && wire.conn == Some(ConnId::SUPERVISOR) && wire.supervisor_open
+        })
     }
 
     /// Which process an item of fast work is handled by.
@@ -353,14 +367,18 @@ impl World {
     }
 
     pub(super) fn deadlines(&self) -> impl Iterator<Item = (Pid, Status, Instant)> + '_ {
-        let timeless = self.rules.sabotage;
-        let bosses =
-            self.boss.iter().filter(move |_| timeless != Some(Sabotage::TimelessSupervisor));
-        let boss = bosses.filter_map(|boss| {
+        let sabotage = self.rules.sabotage;
+        let boss = self.boss.iter().filter_map(move |boss| {
             let deadline = boss.machine.deadline()?;
-            Some((SUPERVISOR, boss.status, deadline.at))
+            let forgotten = match sabotage {
+                Some(Sabotage::TimelessSupervisor) => true,
+                // It has no other while it awaits that.
+                Some(Sabotage::ForgetsHello) => deadline.why == Timer::Hello(Peer::Successor),
+                _ => false,
+            };
+            (!forgotten).then_some((SUPERVISOR, boss.status, deadline.at))
         });
-        let workers = self.workers().filter(move |_| timeless != Some(Sabotage::TimelessDaemons));
+        let workers = self.workers().filter(move |_| sabotage != Some(Sabotage::TimelessDaemons));
         boss.chain(workers.filter_map(|(pid, worker)| {
             let deadline = worker.machine.deadline()?;
             Some((pid, worker.status, deadline.at))

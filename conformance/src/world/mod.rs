@@ -25,7 +25,7 @@ use handoff_core::{Credentials, HandoffId, Input, Instant, Machine};
 
 use boss::supervisor;
 pub use oracle::Violation;
-use process::{Boss, Effort, Slot};
+use process::{Boss, Effort, Slot, Worker};
 pub use process::{Death, Job, Pid, SUPERVISOR, Status};
 use stranger::Stranger;
 pub use vocabulary::{Choice, End, Guise, Kind, Line, Listener, Luck, Rules, Sabotage};
@@ -319,7 +319,8 @@ impl World {
         let rules = self.rules;
         let one = |world: &Self| {
             let (mut workers, serving) = (world.workers(), world.serving());
-            workers.next().is_some_and(|(pid, _)| serving == Some(pid)) && workers.next().is_none()
+            let well = |(pid, worker): (Pid, &Worker)| serving == Some(pid) && worker.healthy;
+            workers.next().is_some_and(well) && workers.next().is_none()
         };
         if rules.long && self.work().is_empty() && one(self) {
             self.rules.faults = rules.faults.saturating_add(self.spent);

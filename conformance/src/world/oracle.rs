@@ -9,6 +9,11 @@ use handoff_core::supervisor::{Report, Verdict};
 use super::process::{Death, Effort, Job, Pid, SUPERVISOR, Status, Worker};
 use super::{LastDeath, World};
 
+/// How many heartbeats wait on a connection for one that does not read, at most (T4): one that nothing
+/// was before when it was queued, one answer to such a one, and the two questions of a handoff or the
+/// answers to them. What is no heartbeat is said once in a handoff, so this bounds all of it.
+const HEARTBEATS: usize = 4;
+
 /// How a run went wrong.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Violation {
@@ -70,6 +75,16 @@ pub enum Violation {
         /// Which process.
         pid: Pid,
     },
+    /// T4: more heartbeats wait for a process than one that does not read may cost.
+    Unread {
+        /// Who is to read them.
+        pid: Pid,
+    },
+    /// I5: at rest, and the one that serves is not fit to, though nothing else went wrong.
+    Unhealthy {
+        /// Which process.
+        pid: Pid,
+    },
     /// I5: at rest, and nobody serves, or more than one process is left.
     AtRest {
         /// Who lives.
@@ -86,10 +101,13 @@ pub enum Violation {
     },
     /// I6: at rest, and a supervisor is busy or something is in flight.
     Trace,
-    /// I6: a handoff is reported undone, and its successor lives.
+    /// R4, I6: a handoff is reported undone, and its successor lives. Rolled back: its incumbent was
+    /// told to resume before that.
     LeftBehind {
         /// The successor.
         pid: Pid,
+        /// What was reported.
+        verdict: Verdict,
     },
     /// The report says that one serves which does not.
     Untrue {
@@ -170,7 +188,7 @@ impl World {
         let successor = self.boss.as_ref().and_then(|boss| boss.successor);
         let left = successor.filter(|&pid| self.worker(pid).is_some());
         if let Some(pid) = left.filter(|_| undone && report.stuck.is_none()) {
-            self.broke(Violation::LeftBehind { pid });
+            self.broke(Violation::LeftBehind { pid, verdict });
         }
         let seen = matches!(verdict, Verdict::RolledBack | Verdict::Committed);
         if let Some(pid) = reported.filter(|_| seen)
@@ -210,6 +228,9 @@ impl World {
         let found = self.workers().find(unlocked).map(|(pid, _)| pid);
         if let Some(pid) = found {
             self.broke(Violation::NoLock { pid });
+        }
+        if let Some(pid) = self.wires.iter().find_map(|wire| wire.flooded(HEARTBEATS)) {
+            self.broke(Violation::Unread { pid });
         }
     }
 
@@ -274,6 +295,11 @@ impl World {
         let extra = self.workers().filter(|(_, worker)| self.spent < 2 || !idler(worker)).count();
         if !self.is_served() || (!stopped && extra > 1) {
             return Some(Violation::AtRest { alive, serving });
+        }
+        // Where more went wrong it may be the only one that is left (R6).
+        let unfit = |&pid: &Pid| self.worker(pid).is_some_and(|worker| !worker.healthy);
+        if let Some(pid) = serving.filter(unfit).filter(|_| self.spent < 2) {
+            return Some(Violation::Unhealthy { pid });
         }
         if stopped {
             return None;

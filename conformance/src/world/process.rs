@@ -204,6 +204,10 @@ pub(super) struct Worker {
     pub(super) ran: [u8; 3],
     /// Its data could not be opened.
     pub(super) fails: bool,
+    /// It is fit to serve once its data is open.
+    pub(super) healthy: bool,
+    /// For how many seconds it has tried to take the lock back, where a planted bug counts them.
+    pub(super) tried: u8,
     /// Whom it may signal.
     pub(super) successor: Option<Pid>,
     /// The exit code it is about to end with.
@@ -227,6 +231,8 @@ impl Worker {
             accepting: false,
             ran: [0; 3],
             fails: false,
+            healthy: true,
+            tried: 0,
             successor: None,
             ended: None,
             skipped: false,

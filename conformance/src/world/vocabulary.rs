@@ -20,7 +20,7 @@ pub struct Rules {
     pub crashes: bool,
     /// Any process is stopped; it may be continued at any later time.
     pub stops: bool,
-    /// Drain, seal or open fails.
+    /// Drain, seal or open fails, or a successor opens its data and is not fit to serve.
     pub hook_failures: bool,
     /// A warm-up, drain, seal or open takes longer than it is given, if it ever returns.
     pub hangs: bool,
@@ -142,11 +142,28 @@ pub enum Sabotage {
     TimelessDaemons,
     /// T5: no deadline of the supervisor's expires.
     TimelessSupervisor,
+    /// R2: an incumbent that takes its lock back tries for two seconds, and exits.
+    GivesUp,
+    /// R3: a successor that holds the lock exits when its connection is closed.
+    ExitsOnEof,
+    /// R7: the seal runs again for the same handoff, when the lock is released.
+    SealsTwice,
+    /// R6: a successor is taken to be healthy, whatever it says.
+    HealthIgnored,
+    /// T4: a heartbeat is queued whatever is unsent before it.
+    BeatsRegardless,
+    /// T5, R2: an incumbent that takes its lock back forgets when to try again; its other deadlines
+    /// stand.
+    ForgetsRetry,
+    /// T5, R11: a successor that could not claim the control path forgets when to try again.
+    ForgetsPath,
+    /// T5, C3: the supervisor forgets when a warm-up is overdue; its other deadlines stand.
+    ForgetsHello,
 }
 
 impl Sabotage {
     /// All there are.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 18] = [
         Self::ReleasedWhenAsked,
         Self::LockedRegardless,
         Self::ReleasedBeforeSeal,
@@ -157,6 +174,14 @@ impl Sabotage {
         Self::AnswersUnsettled,
         Self::TimelessDaemons,
         Self::TimelessSupervisor,
+        Self::GivesUp,
+        Self::ExitsOnEof,
+        Self::SealsTwice,
+        Self::HealthIgnored,
+        Self::BeatsRegardless,
+        Self::ForgetsRetry,
+        Self::ForgetsPath,
+        Self::ForgetsHello,
     ];
 }
 
@@ -168,6 +193,8 @@ pub enum Luck {
     Good,
     /// It fails.
     Bad,
+    /// The data is open, and the program that opened it is not fit to serve.
+    Unhealthy,
 }
 
 /// An end of a control connection.

@@ -55,10 +55,10 @@ pub(super) enum Way {
 }
 
 impl Way {
-    pub(super) fn push(self, message: Message, queue: &mut VecDeque<Message>) {
+    fn push(self, message: Message, queue: &mut VecDeque<Message>, sabotage: Option<Sabotage>) {
         let push = match self {
             Self::Send => true,
-            Self::Beat => queue.is_empty(),
+            Self::Beat => queue.is_empty() || sabotage == Some(Sabotage::BeatsRegardless),
             Self::Answer => queue.back() != Some(&message),
         };
         if push {
@@ -92,6 +92,19 @@ impl Wire {
         }
         if self.daemon_reads.given > 0 {
             self.to_daemon.clear();
+        }
+    }
+
+    /// Who does not read what is sent to it, if more heartbeats wait than may.
+    pub(super) fn flooded(&self, most: usize) -> Option<Pid> {
+        let over = |queue: &VecDeque<Message>| {
+            let beats = queue.iter().filter(|it| matches!(it, Message::Heartbeat { .. }));
+            beats.count() > most
+        };
+        if over(&self.to_supervisor) {
+            Some(SUPERVISOR)
+        } else {
+            over(&self.to_daemon).then_some(self.daemon)
         }
     }
 
@@ -334,7 +347,7 @@ impl World {
                 }
                 _ => {}
             }
-            way.push(message, &mut wire.to_daemon);
+            way.push(message, &mut wire.to_daemon, sabotage);
         }
     }
 
@@ -369,7 +382,8 @@ impl World {
     }
 
     pub(super) fn reply(&mut self, pid: Pid, to: ConnId, message: Message, way: Way) {
-        let message = if self.is_legacy(pid, Some(to)) {
+        let sabotage = self.rules.sabotage;
+        let mut message = if self.is_legacy(pid, Some(to)) {
             match self.legacy(pid, message, way) {
                 Some(message) => message,
                 None => return,
@@ -377,16 +391,16 @@ impl World {
         } else {
             message
         };
-        if self.rules.sabotage == Some(Sabotage::ReadyWhenBegun)
-            && matches!(message, Message::Ready { .. })
-        {
-            return;
+        match (sabotage, &mut message) {
+            (Some(Sabotage::ReadyWhenBegun), Message::Ready { .. }) => return,
+            (Some(Sabotage::HealthIgnored), Message::Ready { healthz_ok: fit, .. }) => *fit = true,
+            _ => {}
         }
         if let Some(wire) = self.wire_of(pid, to)
             && wire.supervisor_open
             && !wire.broken
         {
-            way.push(message, &mut wire.to_supervisor);
+            way.push(message, &mut wire.to_supervisor, sabotage);
         }
     }
 }

@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 
 use handoff_core::daemon::{
-    self, DrainReport, Effect, Event, LockFailure, OsEffect, Readiness, SealFailure, SealReport,
+    self, Daemon, DrainReport, Effect, Event, Hook, LockFailure, OsEffect, Readiness, SealFailure,
+    SealReport,
 };
 use handoff_core::{Input, Machine, Message, Output};
 
-use super::process::Effort;
+use super::process::{Death, Effort};
 use super::wire::Way;
 use super::{End, Job, Line, Listener, Luck, NOW, Pid, Sabotage, Violation, World};
 
@@ -15,18 +16,50 @@ impl World {
     pub(super) fn tell_daemon(&mut self, pid: Pid, input: daemon::Input, listen: Listener<'_>) {
         let mut inputs = VecDeque::from([input]);
         while let Some(input) = inputs.pop_front() {
+            if self.mishears(pid, &input, listen) {
+                continue;
+            }
+            let forgets =
+                self.rules.sabotage == Some(Sabotage::ForgetsRetry) && input == Input::Tick;
             let Some(worker) = self.worker_mut(pid) else {
                 return;
             };
             listen(Line::DaemonIn(pid, &input, worker.machine.state_name()));
             let mut outputs = Vec::new();
             worker.machine.handle(NOW, input, &mut outputs);
+            if forgets && matches!(worker.machine, Daemon::Incumbent(_)) {
+                outputs.retain(|it| *it != Output::Do(Effect::Os(OsEffect::TakeLock)));
+            }
             for output in outputs {
                 listen(Line::DaemonOut(pid, &output));
                 let done = self.daemon_output(pid, output, listen);
                 inputs.extend(done.map(Input::Done));
             }
         }
+    }
+
+    /// Whether a planted bug keeps this from the machine.
+    fn mishears(&mut self, pid: Pid, input: &daemon::Input, listen: Listener<'_>) -> bool {
+        let Some(sabotage) = self.rules.sabotage else { return false };
+        let holds = self.lock == Some(pid);
+        let Some(worker) = self.worker_mut(pid) else { return false };
+        let succeeds = matches!(worker.machine, Daemon::Successor(_));
+        let exits = match (sabotage, input) {
+            (Sabotage::ExitsOnEof, Input::Closed { .. }) => succeeds && holds,
+            (Sabotage::GivesUp, Input::Tick) => {
+                let tries = worker.machine.state_name() == "taking the lock back";
+                worker.tried = if tries { worker.tried + 1 } else { 0 };
+                worker.tried == 2
+            }
+            (Sabotage::ForgetsPath, Input::Done(daemon::Outcome::Claimed(Err(_)))) => {
+                return succeeds;
+            }
+            _ => false,
+        };
+        if exits {
+            self.die(pid, Death::Exited(75), listen);
+        }
+        exits
     }
 
     /// Carries out an output; gives the completion of an effect that is done at once.
@@ -37,7 +70,13 @@ impl World {
         listen: Listener<'_>,
     ) -> Option<daemon::Outcome> {
         match output {
-            Output::Send { to, message } => self.reply(pid, to, message, Way::Send),
+            Output::Send { to, message } => {
+                let sealed = matches!(message, Message::SealComplete { .. });
+                self.reply(pid, to, message, Way::Send);
+                if sealed && self.rules.sabotage == Some(Sabotage::SealsTwice) {
+                    return self.daemon_effect(pid, Effect::Hook(Hook::Seal), listen);
+                }
+            }
             Output::Beat { to, ts_ms } => {
                 self.reply(pid, to, Message::Heartbeat { ts_ms }, Way::Beat);
             }
@@ -185,23 +224,21 @@ impl World {
                         worker.fails = true;
                         daemon::Outcome::Opened(Err(failed()))
                     }
-                    (Job::Open, Luck::Good) => {
+                    (Job::Open, Luck::Good | Luck::Unhealthy) => {
                         worker.open = true;
                         worker.accepting = true;
+                        worker.healthy = luck == Luck::Good;
                         daemon::Outcome::Opened(Ok(Readiness {
                             listening_on: Vec::new(),
-                            healthz_ok: true,
+                            healthz_ok: worker.healthy,
                             revisions: vec![1],
                         }))
                     }
                     (Job::Drain, luck) => {
                         worker.accepting = false;
-                        daemon::Outcome::Drained(match luck {
-                            Luck::Good => {
-                                Ok(DrainReport { open_conns_remaining: 0, accept_closed: true })
-                            }
-                            Luck::Bad => Err(failed()),
-                        })
+                        let report = DrainReport { open_conns_remaining: 0, accept_closed: true };
+                        let good = luck == Luck::Good;
+                        daemon::Outcome::Drained(good.then_some(report).ok_or_else(failed))
                     }
                     (Job::Seal, Luck::Bad) => daemon::Outcome::Sealed(Err(SealFailure {
                         error: failed(),
