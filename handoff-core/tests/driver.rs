@@ -1,9 +1,10 @@
 //! Bytes in, bytes out: whole handoffs between drivers, and what a driver does with bytes (W, T4, C).
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
+mod arbitrary;
 mod common;
 
-use common::arbitrary::config;
+use arbitrary::config;
 use common::daemon::{DEADLINE, GRACE, S};
 use common::*;
 use handoff_core::daemon::{

@@ -1,9 +1,9 @@
 //! The wire against arbitrary bytes, cut anywhere (W2-W7).
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
-mod common;
+mod arbitrary;
 
-use common::arbitrary::{config, message};
+use arbitrary::{config, message};
 use handoff_core::wire::{
     Decoder, EncodeError, FRAME_CAP, Frame, HANDSHAKE_CAP, MAX_SHARDS, VersionMismatch, WireError,
     encode,

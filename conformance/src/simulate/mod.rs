@@ -313,8 +313,13 @@ impl Run {
 /// How many steps a run takes to rest, at most.
 const TAIL: usize = 1000;
 
-/// Everybody continues and everything comes to rest.
-fn settle(world: &mut World, choices: &mut Vec<Choice>, listen: Listener<'_>) -> Option<Finding> {
+/// Everybody continues and everything comes to rest; what happens is appended to `choices`. Gives what is
+/// wrong.
+pub fn settle(
+    world: &mut World,
+    choices: &mut Vec<Choice>,
+    listen: Listener<'_>,
+) -> Option<Finding> {
     let long = choices.len();
     let mut open = Vec::new();
     while choices.len() < long + TAIL {
@@ -348,30 +353,38 @@ pub fn alike(one: &Finding, other: &Finding) -> bool {
     }
 }
 
-/// One run, drawn from a seed.
+/// The rules of a run with so many handoffs, in which so many faults of these kinds happen at once. See the
+/// [module](self).
 #[must_use]
-pub fn simulate(plan: &Plan, seed: u64, tally: &mut Tally) -> (Run, Option<Finding>) {
-    let mut draw = Seed::new(seed);
+pub fn rules(handoffs: u8, at_once: u8, faults: impl IntoIterator<Item = Fault>) -> Rules {
     let mut rules = Rules {
-        handoffs: plan.handoffs.min(250),
-        faults: u8::try_from(1 + draw.below(plan.at_once.into())).unwrap_or(u8::MAX),
+        handoffs,
+        faults: at_once,
         restarts: true,
         revives: true,
         long: true,
-        sabotage: plan.sabotage,
         ..Rules::HANDOFF
     };
-    // Few kinds at a time go deeper than all of them at once do.
-    let share = 1 + draw.below(4);
-    for &fault in &plan.faults {
-        if draw.below(4) < share {
-            fault.allow(&mut rules);
-        }
+    for fault in faults {
+        fault.allow(&mut rules);
     }
     // A committed incumbent has seen the successor hold the lock: what is told late may be over.
     if rules.late {
         (rules.restarts, rules.revives) = (true, true);
     }
+    rules
+}
+
+/// One run, drawn from a seed.
+#[must_use]
+pub fn simulate(plan: &Plan, seed: u64, tally: &mut Tally) -> (Run, Option<Finding>) {
+    let mut draw = Seed::new(seed);
+    let at_once = u8::try_from(1 + draw.below(plan.at_once.into())).unwrap_or(u8::MAX);
+    // Few kinds at a time go deeper than all of them at once do.
+    let share = 1 + draw.below(4);
+    let drawn = plan.faults.iter().copied().filter(|_| draw.below(4) < share);
+    let rules = rules(plan.handoffs.min(250), at_once, drawn);
+    let rules = Rules { sabotage: plan.sabotage, ..rules };
     // A supervisor ends a daemon of its own that hangs in a cold start (R17), and another is for its
     // program to start: where nobody does, a run begins with a daemon that serves.
     let cold = rules.revives && draw.below(8) == 0;

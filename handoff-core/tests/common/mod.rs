@@ -18,7 +18,6 @@
     reason = "shared by several test binaries, none of which uses all of it"
 )]
 
-pub(crate) mod arbitrary;
 pub(crate) mod daemon;
 pub(crate) mod supervisor;
 

@@ -1,4 +1,5 @@
 //! What property tests draw from. Seeds are fixed: a run is the same everywhere.
+#![allow(dead_code, reason = "shared by several test binaries, none of which uses all of it")]
 
 use handoff_core::{Capabilities, HandoffId, Message, Side};
 use proptest::collection::vec;
