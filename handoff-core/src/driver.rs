@@ -200,16 +200,14 @@ impl<M: Machine> Driver<M> {
         };
         channel.taken = channel.taken.saturating_add(count).min(channel.unsent.len());
         // What has left is forgotten in time, also where some is always left.
-        if channel.taken > channel.unsent.len() / 2 && channel.taken < channel.unsent.len() {
+        if channel.taken >= channel.pending().len() {
             channel.unsent.drain(..channel.taken);
             channel.taken = 0;
         }
-        if channel.taken == channel.unsent.len() {
-            channel.unsent.clear();
-            channel.taken = 0;
-            if let Some(ts_ms) = channel.answer.take() {
-                channel.push(&Message::Heartbeat { ts_ms });
-            }
+        if channel.unsent.is_empty()
+            && let Some(ts_ms) = channel.answer.take()
+        {
+            channel.push(&Message::Heartbeat { ts_ms });
         }
     }
 

@@ -250,12 +250,6 @@ impl core::error::Error for Violation {}
 
 /// Shortens a text for the wire to at most `max` bytes, at a character's boundary.
 pub(crate) fn clip(mut text: String, max: usize) -> String {
-    if text.len() > max {
-        let mut end = max;
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-    }
+    text.truncate(text.floor_char_boundary(max));
     text
 }

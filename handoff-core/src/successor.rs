@@ -76,8 +76,6 @@ struct Locking {
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 struct Opening {
-    /// The Open hook runs, or has run.
-    asked: bool,
     readiness: Option<Readiness>,
     staged: bool,
 }
@@ -184,13 +182,10 @@ impl Successor {
         match command {
             Command::Begin if !self.warm => {
                 self.warm = true;
-                match (&mut self.state, self.link) {
+                match (&self.state, self.link) {
                     (State::Warming, Link::Open { .. }) => self.say_hello(out),
                     (State::Warming, Link::Gone) => self.lock(now, out),
-                    (State::Opening(opening), _) if !opening.asked => {
-                        opening.asked = true;
-                        out.push(hook(Hook::Open));
-                    }
+                    (State::Opening(_), _) => out.push(hook(Hook::Open)),
                     _ => {}
                 }
             }
@@ -309,7 +304,7 @@ impl Successor {
         match (&mut self.state, outcome) {
             (State::Locking(_), Outcome::Lock(Ok(()))) => {
                 self.timers.retain(|t| !matches!(t, Timer::LockBound | Timer::RetryLock));
-                self.state = State::Opening(Opening { asked: self.warm, ..Opening::default() });
+                self.state = State::Opening(Opening::default());
                 out.push(os(OsEffect::StagePath));
                 if self.warm {
                     out.push(hook(Hook::Open));
@@ -433,7 +428,7 @@ impl Successor {
                 self.keep_pulse();
                 self.state = State::Leaving(Leaving { awaits: Awaits::Lock, ended });
             }
-            State::Opening(Opening { asked: false, .. }) => {
+            State::Opening(_) if !self.warm => {
                 out.push(os(OsEffect::ReleaseLock));
                 self.keep_pulse();
                 self.state = State::Leaving(Leaving { awaits: Awaits::Release, ended });

@@ -115,15 +115,8 @@ impl<K: Copy + Ord> Timers<K> {
     }
 
     /// How many keys are set.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.entries.len()
-    }
-
-    /// Whether none is set.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
     }
 
     /// Tells every deadline from an origin that is `by` later. What is overdue stays due.

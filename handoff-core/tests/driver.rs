@@ -17,7 +17,7 @@ use handoff_core::probe::Probe;
 use handoff_core::supervisor::{self, LockState, Peer, Report, Spec, Supervisor, Verdict};
 use handoff_core::wire::{Decoder, Frame, WireError, encode};
 use handoff_core::{
-    Credentials, HandoffId, Input, Instant, Machine, Message, Violation, short_name,
+    Credentials, Deadline, HandoffId, Input, Instant, Machine, Message, Violation, short_name,
 };
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -971,6 +971,21 @@ fn bytes_that_have_arrived_come_before_the_tick() {
     o.hears(S, heartbeat(2));
     o.driver.tick(o.now, &mut o.actions);
     assert_eq!(o.take(), []);
+}
+
+/// T5: a host may tell the time from a later origin: what is due stays due at the same moment.
+#[test]
+fn a_later_origin_moves_no_deadline() {
+    let mut o = acked();
+    o.passes(400.ms());
+    let before = o.driver.deadline().unwrap();
+    o.driver.rebase(400.ms());
+    o.now = o.now.rebased(400.ms());
+    assert_eq!(o.now, Instant::ORIGIN);
+    let at = Instant::ORIGIN + 600.ms();
+    assert_eq!(o.driver.deadline(), Some(Deadline { at, ..before }));
+    o.passes(600.ms());
+    assert_eq!(o.driver.unsent(S), bytes_of(&heartbeat(600)));
 }
 
 /// C1: on both connections the daemon speaks first, and says nothing more before HelloAck.

@@ -228,6 +228,13 @@ fn a_connected_supervisor_keeps_it_from_standing_down() {
         o.passes_with_beats_of(S, 20.ms());
         o.expect([take_lock()]);
     }
+    // Nor does it believe an answer to what was not asked.
+    let before = o.clone();
+    for answer in [answered(N_PID), nobody()] {
+        o.done(answer);
+        o.quiet();
+        assert_eq!(o.machine, before.machine);
+    }
 }
 
 /// R2: it stands down where the connection is closed, no Abort was read, and another answers.
@@ -488,7 +495,8 @@ fn a_commit_of_a_successor_that_is_gone_is_not_obeyed() {
 }
 
 /// R2, R4, I5: an Abort behind that Commit says that the successor is gone and its processes are being
-/// ended: one of them may hold the lock a moment longer, so one refusal is not the last word.
+/// ended: one of them may hold the lock a moment longer, so one refusal is not the last word. That the lock
+/// is tried again is told, once.
 #[test]
 fn an_abort_behind_a_commit_keeps_it_trying() {
     for word in [abort(), resume()] {
@@ -497,7 +505,13 @@ fn an_abort_behind_a_commit_keeps_it_trying() {
         o.expect([take_lock()]);
         o.hears(S, word);
         o.done(lock_held());
-        o.expect_without(|output| matches!(output, Output::Event(Event::Ended(_))));
+        o.expect([event(Event::LockRefused(held()))]);
+        for _ in 0..10 {
+            o.passes(20.ms());
+            o.expect([take_lock()]);
+            o.done(lock_held());
+            o.quiet();
+        }
         o.passes(20.ms());
         o.expect([take_lock()]);
         o.done(locked());

@@ -1,9 +1,12 @@
-//! What the wire costs, counted by the allocator (W2). A file of its own, for the allocator's sake.
+//! What the wire costs, counted by the allocator (W2, T4). A file of its own, for the allocator's sake.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
 use allocation_counter::{AllocationInfo, measure};
+use handoff_core::daemon::{Command, Config, ConnId, DrainReport, Outcome};
+use handoff_core::driver::Driver;
+use handoff_core::incumbent::Incumbent;
 use handoff_core::wire::{Decoder, FRAME_CAP, encode};
-use handoff_core::{HandoffId, Message};
+use handoff_core::{Credentials, HandoffId, Input, Instant, Message};
 
 const ID: HandoffId = HandoffId::from_random_bytes([7; 16]);
 
@@ -152,4 +155,39 @@ fn the_worst_frame_unfolds_to_a_small_multiple_of_its_bytes() {
     let (info, frames) = cost(&worst, worst.len());
     assert_eq!(frames, 1);
     assert!(info.bytes_max <= 64 * worst.len() as u64, "{info:?}");
+}
+
+/// T4, C4: nor is what has left kept. A peer that reads, but is always a little behind, costs no more for
+/// everything that it has read.
+#[test]
+fn what_a_peer_has_read_costs_nothing() {
+    const S: ConnId = ConnId(1);
+    let (now, mut actions) = (Instant::ORIGIN, Vec::new());
+    let mut o = Driver::new(Incumbent::new(Config::new(100, 1000)));
+    o.opened(now, S, Credentials { pid: 300, uid: 1000, descends: false }, &mut actions);
+    let said = [
+        Message::HelloAck { proto_version_chosen: 1, handoff_id: ID },
+        Message::PrepareHandoff {
+            handoff_id: ID,
+            successor_pid: 200,
+            deadline_ms: 60_000,
+            drain_grace_ms: 20_000,
+        },
+    ];
+    for message in said {
+        o.received(now, S, &frame(&message), &mut actions);
+    }
+    let report = DrainReport { open_conns_remaining: 0, accept_closed: true };
+    o.handle(now, Input::Done(Outcome::Drained(Ok(report))), &mut actions);
+    o.received(now, S, &frame(&Message::SealRequest { handoff_id: ID }), &mut actions);
+    let info = measure(|| {
+        for last_revision in 0..10_000 {
+            let (shards_sealed, shards_total) = (1, 2);
+            let report = Command::SealProgress { shards_sealed, shards_total, last_revision };
+            o.handle(now, Input::Command(report), &mut actions);
+            o.sent(S, o.unsent(S).len() - 1);
+        }
+    });
+    assert_eq!(o.unsent(S).len(), 1);
+    assert!(info.bytes_max <= 1024, "{info:?}");
 }

@@ -6,7 +6,8 @@ mod common;
 use common::supervisor::*;
 use common::*;
 use handoff_core::supervisor::{
-    Command, Effect, Entry, Event, Outcome, Output, Peer, Phase, Reason, Report, Step, Verdict,
+    Command, Effect, Entry, Event, Outcome, Output, Peer, Phase, Reason, Report, Spec, Step,
+    Verdict,
 };
 use handoff_core::wire::VersionMismatch;
 use handoff_core::{Capabilities, Credentials, Machine, Message, Side, Violation, short_name};
@@ -339,6 +340,21 @@ fn a_successor_that_ends_before_begin_is_rolled_back() {
     }
 }
 
+/// R3, R5: one that closes between Begin and Ready goes on by itself: it is ended where the incumbent is
+/// there.
+#[test]
+fn a_successor_that_closes_before_ready_is_rolled_back() {
+    let mut s = setup().opening();
+    s.loses(N);
+    s.answers_alive();
+    s.expect_among(term(N_PID));
+    s.done(written());
+    s.done(reaped());
+    s.answers_alive();
+    let expected = (Verdict::RolledBack, Some(Reason::SuccessorExited), Some(O_PID));
+    assert_eq!(s.verdict(), expected);
+}
+
 fn abort_saying(reason: &str) -> Message {
     Message::Abort { handoff_id: ID, reason: reason.into() }
 }
@@ -486,6 +502,57 @@ fn an_answer_of_one_that_has_ended_is_no_rollback() {
     assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::Unhealthy), None));
 }
 
+/// R4: nor does the answer of one that was probed while it counted as gone, and has ended since.
+#[test]
+fn an_answer_to_a_probe_from_before_the_end_is_no_rollback() {
+    let mut s = setup().sealing();
+    s.asks(Command::Abort);
+    s.asked();
+    s.passes(2.s());
+    s.done(held_by(O_PID));
+    s.passes(10.ms());
+    s.expect([phase(Phase::Promote), check_lock(), check_lock(), probe()]);
+    s.done(exited(O_PID));
+    s.done(exited(N_PID));
+    s.done(written());
+    s.done(reaped());
+    let _ = s.take();
+    s.done(answered(O_PID));
+    s.expect([probe()]);
+    s.done(nobody());
+    assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::OperatorAbort), None));
+}
+
+/// R4, R17: nor does the answer of one that was told to end.
+#[test]
+fn an_answer_of_one_that_was_told_to_end_is_no_rollback() {
+    let mut s = setup().sealing();
+    s.asks(Command::Abort);
+    s.asked();
+    s.passes(2.s());
+    while !s.take().contains(&term(O_PID)) {
+        s.done(held_by(O_PID));
+        s.passes(10.ms());
+        s.hears(N, heartbeat(7));
+        s.hears_a_byte(O);
+        s.done(nobody());
+        assert!(s.now.since_origin() < 100.s(), "a hung incumbent is asked to end");
+    }
+    s.loses(O);
+    s.done(exited(N_PID));
+    s.done(written());
+    s.done(reaped());
+    s.expect_among(probe());
+    s.done(answered(O_PID));
+    s.quiet();
+    s.passes(10.ms());
+    s.expect([probe()]);
+    s.done(nobody());
+    s.done(exited(O_PID));
+    s.done(nobody());
+    assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::OperatorAbort), None));
+}
+
 /// R4: no ResumeAfterAbort and no Abort after SealFailed: the incumbent has resumed by itself, which a
 /// probe tells.
 #[test]
@@ -549,6 +616,21 @@ fn an_incumbent_that_closes_before_drained_has_refused() {
         let expected = (Verdict::Refused, Some(Reason::DrainFailed), Some(O_PID));
         assert_eq!(s.verdict(), expected);
     }
+}
+
+/// R4: one that was told to resume before it had drained is rolled back, as it was when it had.
+#[test]
+fn an_incumbent_that_was_stopped_before_drained_is_rolled_back() {
+    let mut s = Setup::legacy_o().draining();
+    s.asks(Command::Abort);
+    s.asked();
+    s.hears(O, heartbeat(1));
+    s.done(written());
+    s.done(reaped());
+    let _ = s.take();
+    s.done(answered(O_PID));
+    let expected = (Verdict::RolledBack, Some(Reason::OperatorAbort), Some(O_PID));
+    assert_eq!(s.verdict(), expected);
 }
 
 /// R4: the reason codes are stable.
@@ -718,6 +800,24 @@ fn another_that_answers_ends_the_successor() {
     }
 }
 
+/// R5, R3: the successor itself is nobody else: one that took over by itself is not ended for that.
+#[test]
+fn a_successor_that_answers_is_not_ended_for_it() {
+    let mut asking = setup().verifying();
+    asking.loses(O);
+    asking.asks(Command::Abort);
+    asking.expect([probe()]);
+    let mut promoting = setup().promoting();
+    promoting.done(held_by(X_PID));
+    promoting.passes(10.ms());
+    promoting.expect([check_lock(), probe()]);
+    for mut s in [asking, promoting] {
+        s.done(answered(N_PID));
+        s.passes(10.ms());
+        s.expect([probe()]);
+    }
+}
+
 /// R5: EOF alone is not "gone": the incumbent is looked for on the control path.
 #[test]
 fn a_close_is_not_gone() {
@@ -759,6 +859,56 @@ fn an_incumbent_that_has_ended_is_gone_at_once() {
     let mut s = setup().asking();
     s.done(exited(O_PID));
     s.expect([phase(Phase::Promote)]);
+    // Nor is it waited for any more.
+    s.passes_with_beats_of(N, 3.s());
+    s.expect_without(|output| *output == phase(Phase::Promote));
+}
+
+/// R5: the outcome names the cause that came first; where that was a close, its end is what the close was.
+#[test]
+fn the_end_of_the_incumbent_is_told_where_it_is_the_cause() {
+    let promoted = |mut s: S| {
+        s.hears(N, ready(true, &[]));
+        s.done(held_by(N_PID));
+        s.done(answered(N_PID));
+        let report = s.report();
+        assert_eq!(report.verdict, Verdict::Committed);
+        let trouble = report.trouble.unwrap();
+        (trouble.reason, trouble.detail)
+    };
+    let ended = (Reason::IncumbentLost, "the incumbent ended: signal 9".to_string());
+    let mut s = setup().opening();
+    s.done(exited(O_PID));
+    assert_eq!(promoted(s), ended);
+    let mut s = setup().draining();
+    s.loses(O);
+    s.done(exited(O_PID));
+    s.done(nobody());
+    s.done(lock_free());
+    s.done(written());
+    assert_eq!(promoted(s), ended);
+    let mut s = setup().opening();
+    s.asks(Command::Abort);
+    s.passes(2.s());
+    s.done(exited(O_PID));
+    assert_eq!(promoted(s), (Reason::OperatorAbort, "the operator aborted it".to_string()));
+}
+
+/// R5: who answered the probe may end while the successor warms up, and another take its place: that one
+/// is not gone.
+#[test]
+fn an_incumbent_in_the_place_of_one_that_has_ended_is_not_gone() {
+    let mut s = setup().warming();
+    s.done(exited(O_PID));
+    s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
+    s.opens_as(O, cred(X_PID));
+    s.done(Outcome::Connected(Ok(())));
+    s.hears(O, hello_of(Side::Incumbent, X_PID, Capabilities::OURS));
+    s.done(written());
+    s.expect_among(send(O, prepare(SPEC.deadline, SPEC.drain_grace)));
+    s.asks(Command::Abort);
+    s.answers_alive();
+    s.expect_among(term(N_PID));
 }
 
 /// R5: however late: the deadline of the handoff does not bind a successor that is the only one left.
@@ -803,6 +953,30 @@ fn a_promoted_successor_whose_connection_closed_may_open_for_long() {
     s.done(answered(N_PID));
     s.done(answered(N_PID));
     assert_eq!(s.verdict().0, Verdict::Committed);
+}
+
+/// R17, R14: but not for ever. One that has closed its connection and answers nobody within 60 s, or has
+/// been silent for 10 s more than T2 allows, is hung: it is ended like any other.
+#[test]
+fn a_promoted_successor_that_is_hung_is_ended() {
+    let mut closed = setup().promoted();
+    closed.loses(N);
+    closed.passes(59_999.ms());
+    let mut silent = setup().promoted();
+    silent.passes(5.s());
+    silent.expect_among(close(N));
+    silent.passes(9_999.ms());
+    for mut s in [closed, silent] {
+        s.expect_without(is_signal);
+        s.passes(1.ms());
+        s.expect([phase(Phase::Rollback), journal(Step::Abort), reap(), term(N_PID)]);
+        s.passes(5.s());
+        s.expect([kill(N_PID)]);
+        s.done(reaped());
+        s.done(nobody());
+        s.done(nobody());
+        assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::IncumbentLost), None));
+    }
 }
 
 /// R5, R17: an incumbent that is hung and holds the lock is ended; the successor that then takes over is
@@ -885,7 +1059,8 @@ fn without_promotion_the_successor_is_ended() {
     s.expect_among(term(N_PID));
 }
 
-/// R5: from an incumbent without X2 any frame is the answer.
+/// R5: from an incumbent without X2 any frame is the answer, and it has 3 s, since it may heartbeat every
+/// 2 s only.
 #[test]
 fn any_frame_of_a_legacy_incumbent_is_an_answer() {
     for answer in [heartbeat(1), drained(), seal_progress(1), seal_complete(&[1]), seal_failed()] {
@@ -898,9 +1073,23 @@ fn any_frame_of_a_legacy_incumbent_is_an_answer() {
     let mut s = Setup::legacy_o().sealing();
     s.asks(Command::Abort);
     s.asked();
-    s.passes(3.s());
+    s.passes(2999.ms());
+    s.quiet();
+    s.passes(1.ms());
     s.expect_among(phase(Phase::Promote));
     s.hears(O, heartbeat(1));
+    s.expect_among(term(N_PID));
+}
+
+/// R5, T2: so are bytes of it that complete no frame yet; the successor's are not.
+#[test]
+fn any_byte_of_a_legacy_incumbent_is_an_answer() {
+    let mut s = Setup::legacy_o().sealing();
+    s.asks(Command::Abort);
+    s.asked();
+    s.hears_a_byte(N);
+    s.quiet();
+    s.hears_a_byte(O);
     s.expect_among(term(N_PID));
 }
 
@@ -1059,6 +1248,25 @@ fn without_an_incumbent_a_bad_ready_is_left_to_serve() {
     }
 }
 
+/// R5, R6: one that is only silent is gone as well; but where it answers after all, before the lock was
+/// looked at, a successor that is not fit to serve is ended.
+#[test]
+fn a_bad_ready_is_left_to_serve_until_the_incumbent_answers() {
+    let mut s = setup().opening();
+    s.asks(Command::Abort);
+    let stamp = s.asked();
+    s.passes(2.s());
+    s.hears(N, ready(false, &[4, 9]));
+    s.expect([phase(Phase::Promote), check_ready()]);
+    let mut back = s.clone();
+    s.done(held_by(N_PID));
+    s.expect_among(send(N, commit()));
+    back.hears(O, heartbeat(stamp));
+    back.done(held_by(N_PID));
+    back.answers_alive();
+    back.expect_among(term(N_PID));
+}
+
 /// R6: the same where it ended while the lock was looked at.
 #[test]
 fn an_incumbent_that_ends_while_ready_is_checked_is_gone() {
@@ -1100,6 +1308,24 @@ fn the_journal_is_ahead_of_the_spawn() {
     s.expect_without(|output| *output == spawn());
     s.done(written());
     s.expect_among(spawn());
+}
+
+/// R9: an entry that is late is only itself: Prepare waits for its own.
+#[test]
+fn a_late_entry_is_not_the_next_ones() {
+    let mut s = setup().spawning();
+    s.done(Outcome::Spawned(Ok(N_PID)));
+    s.expect([journal(Step::Warm)]);
+    s.opens_as(N, Credentials { descends: true, ..cred(N_PID) });
+    s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
+    s.opens_as(O, cred(O_PID));
+    s.done(Outcome::Connected(Ok(())));
+    s.hears(O, hello_of(Side::Incumbent, O_PID, Capabilities::OURS));
+    s.expect([send(N, ack()), effect(Effect::Connect), send(O, ack())]);
+    s.done(written());
+    s.expect([journal(Step::Prepare)]);
+    s.done(written());
+    s.expect_among(send(O, prepare(SPEC.deadline, SPEC.drain_grace)));
 }
 
 /// R9: a journal that cannot be written stops a handoff before Seal.
@@ -1196,6 +1422,21 @@ fn a_successor_that_will_not_die_is_reported() {
     s.done(answered(O_PID));
     let report = s.report();
     assert_eq!((report.stuck, report.serving), (Some(N_PID), Some(O_PID)));
+}
+
+/// R14: a signal that could not be sent changes nothing of that.
+#[test]
+fn a_signal_in_vain_is_followed_by_the_next() {
+    let mut s = setup().ending();
+    s.loses(N);
+    s.done(Outcome::Signalled(Err("not permitted".into())));
+    s.passes_with_beats_of(O, 5.s());
+    s.expect([kill(N_PID)]);
+    s.done(Outcome::Signalled(Err("not permitted".into())));
+    s.passes_with_beats_of(O, 5.s());
+    s.expect([close(O), probe()]);
+    s.done(answered(O_PID));
+    assert_eq!(s.report().stuck, Some(N_PID));
 }
 
 /// R14: one that ends after TERM, or after KILL, is waited for.
@@ -1370,6 +1611,32 @@ fn a_holder_that_is_not_its_own_is_only_waited_for() {
     s.expect_without(|output| is_signal(output) || matches!(output, Output::Event(_)));
 }
 
+/// R17: an operator may give a search up that waits for a stranger; not one that has started a daemon, or is
+/// about to: that one serves or ends, and is not left behind unwatched.
+#[test]
+fn a_search_is_given_up_until_it_starts_a_daemon() {
+    let mut s = setup().idle();
+    s.asks(Command::Start { own: vec![] });
+    s.done(nobody());
+    let mut starting = s.clone();
+    s.done(held_by(X_PID));
+    let _ = s.take();
+    s.asks(Command::Abort);
+    let text = "the search for who serves was aborted";
+    s.expect([event(Event::NobodyServes(text.into()))]);
+    assert!(s.machine.idle());
+    assert_eq!(s.machine.deadline(), None);
+    starting.done(lock_free());
+    let _ = starting.take();
+    starting.asks(Command::Abort);
+    starting.done(Outcome::Spawned(Ok(X_PID)));
+    starting.asks(Command::Abort);
+    starting.quiet();
+    starting.passes(10.ms());
+    starting.done(answered(X_PID));
+    starting.expect_among(event(Event::Serving { pid: X_PID, started: true }));
+}
+
 /// R17: the daemon that was started just now is its own child, too: where it hangs it is ended, and its
 /// end is told.
 #[test]
@@ -1457,6 +1724,10 @@ fn it_heartbeats_in_every_state() {
         s.passes(3.s());
         assert_eq!(s.beats_to(O), [1.s(), 2.s(), 3.s()], "{}", s.machine.state_name());
     }
+    for mut s in [setup().promoting(), setup().promoted()] {
+        s.passes(3.s());
+        assert_eq!(s.beats_to(N), [1.s(), 2.s(), 3.s()], "{}", s.machine.state_name());
+    }
 }
 
 /// T2, X2: a daemon that says it heartbeats is dead after 5 s without a byte, exactly as if it had closed.
@@ -1533,6 +1804,35 @@ fn the_deadline_has_a_second_of_slack() {
         s.answers_alive();
         assert_eq!(s.verdict(), (Verdict::RolledBack, Some(reason), Some(O_PID)));
     }
+}
+
+/// T5: where the deadline is shorter than the drain's grace it bounds the drain, and says what it was that
+/// did not come in time.
+#[test]
+fn a_deadline_shorter_than_the_grace_bounds_the_drain() {
+    let mut s = setup().idle();
+    let spec = Spec { deadline: 10.s(), ..SPEC };
+    s.asks(Command::Handoff { id: ID, spec });
+    s.done(written());
+    s.done(answered(O_PID));
+    s.done(Outcome::Spawned(Ok(N_PID)));
+    s.done(written());
+    s.opens_as(N, Credentials { descends: true, ..cred(N_PID) });
+    s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
+    s.opens_as(O, cred(O_PID));
+    s.done(Outcome::Connected(Ok(())));
+    s.hears(O, hello_of(Side::Incumbent, O_PID, Capabilities::OURS));
+    s.done(written());
+    s.expect_among(send(O, prepare(spec.deadline, spec.drain_grace)));
+    s.passes_alive(11.s());
+    s.answers_alive();
+    s.done(written());
+    s.done(written());
+    s.done(reaped());
+    s.answers_alive();
+    let trouble = s.report().trouble.unwrap();
+    assert_eq!(trouble.reason, Reason::DrainTimeout);
+    assert_eq!(trouble.detail, "the deadline passed before the data was drained");
 }
 
 /// T5: a peer that drips bytes is bound by the same deadlines.
@@ -1687,6 +1987,52 @@ fn a_late_probe_is_not_believed() {
     s.expect_among(probe());
     s.done(answered(N_PID));
     s.expect_among(spawn());
+}
+
+/// Nor is a look at the lock: that it was free once says nothing of now, and no daemon is started for it.
+#[test]
+fn a_late_look_at_the_lock_is_not_believed() {
+    let mut s = setup().promoting();
+    s.done(exited(N_PID));
+    s.done(written());
+    s.done(reaped());
+    s.done(nobody());
+    assert_eq!(s.verdict().0, Verdict::Unknown);
+    s.asks(Command::Start { own: vec![] });
+    s.expect([probe()]);
+    s.done(lock_free());
+    s.expect([check_any()]);
+    s.done(answered(X_PID));
+    s.expect([event(Event::Serving { pid: X_PID, started: false })]);
+}
+
+/// R17: whoever is being started is awaited first, whatever is seen meanwhile: it is started once, and
+/// watched to its end.
+#[test]
+fn a_daemon_that_is_being_started_is_awaited() {
+    let mut s = setup().promoting();
+    s.done(exited(N_PID));
+    s.done(written());
+    s.done(reaped());
+    s.done(nobody());
+    s.asks(Command::Start { own: vec![] });
+    // A look at the lock from before is asked again beside the probe, and comes first.
+    s.done(lock_free());
+    s.done(lock_free());
+    s.expect_among(effect(Effect::Spawn { successor: false }));
+    let mut silent = s.clone();
+    s.done(answered(X_PID));
+    s.quiet();
+    assert!(!s.machine.idle());
+    s.done(Outcome::Spawned(Ok(N_PID)));
+    s.passes(10.ms());
+    s.done(exited(N_PID));
+    let outputs = s.take();
+    let told = |output: &Output| matches!(output, Output::Event(Event::NobodyServes(_)));
+    assert!(outputs.iter().any(told), "{outputs:?}");
+    silent.done(nobody());
+    silent.done(lock_free());
+    silent.expect_without(|output| *output == effect(Effect::Spawn { successor: false }));
 }
 
 /// The operator's abort: before Prepare it is refused, later rolled back, and after Commit too late.

@@ -553,7 +553,9 @@ impl Incumbent {
                     self.retry_lock_later(now);
                 }
             }
-            (Step::Reclaiming(_), Outcome::Probed(probed)) => self.probed(now, probed, out),
+            (Step::Reclaiming(_), Outcome::Probed(probed)) if conn.is_none() => {
+                self.probed(now, probed, out);
+            }
             (
                 Step::Reclaiming(Reclaiming { ending: Ending::Asked, .. }),
                 Outcome::Signalled(Ok(())),
@@ -567,6 +569,7 @@ impl Incumbent {
             }
             (Step::Yielding, Outcome::Lock(Ok(()))) => self.resume(true, out),
             (Step::Yielding, Outcome::Lock(Err(failure))) if handoff.aborted => {
+                out.push(Output::Event(Event::LockRefused(failure.clone())));
                 let reclaiming = Reclaiming { last: Some(failure), ..Reclaiming::default() };
                 handoff.step = Step::Reclaiming(reclaiming);
                 self.retry_lock_later(now);
@@ -653,21 +656,20 @@ impl Incumbent {
     fn probed(&mut self, now: Instant, probed: Probed, out: &mut Out) {
         let timing = self.config.timing;
         let State::Handoff(handoff) = &mut self.state else { return };
-        let abandoned = handoff.conn.is_none();
         let (aborted, overdue) = (handoff.aborted, handoff.late && handoff.alone);
         let Step::Reclaiming(reclaiming) = &mut handoff.step else { return };
         match probed {
-            Probed::Answered { pid } if abandoned && (!aborted || reclaiming.yields) => {
+            Probed::Answered { pid } if !aborted || reclaiming.yields => {
                 let why = StandDown::OtherServes { pid };
                 return self.end(Ended::StoodDown { why }, out);
             }
             // One that is being ended answers no longer than that takes.
-            Probed::Answered { .. } if abandoned => {
+            Probed::Answered { .. } => {
                 if self.timers.at(Timer::Yield).is_none() {
                     self.timers.set(Timer::Yield, now + timing.end_grace + timing.verdict);
                 }
             }
-            Probed::Own | Probed::Silent if abandoned => {
+            Probed::Own | Probed::Silent => {
                 reclaiming.yields = false;
                 self.timers.clear(Timer::Yield);
                 if overdue && reclaiming.ending == Ending::Not {
@@ -675,7 +677,6 @@ impl Incumbent {
                     out.push(os(OsEffect::SignalSuccessor(Signal::Term)));
                 }
             }
-            Probed::Answered { .. } | Probed::Own | Probed::Silent => {}
         }
         self.retry_lock_later(now);
     }

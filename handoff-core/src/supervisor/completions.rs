@@ -66,9 +66,7 @@ impl Supervisor {
                 match at {
                     At::Asking | At::Promoting => self.end_successor(now, out),
                     // The incumbent may be back, or not have read Commit, or not have obeyed it.
-                    At::Opening | At::Verifying | At::Committing
-                        if swap.promoted || at == At::Committing =>
-                    {
+                    At::Opening | At::Verifying | At::Committing => {
                         let reason = Reason::SuccessorExited;
                         swap.trouble = Some(Trouble { reason, detail });
                         self.end_successor(now, out);
@@ -87,10 +85,7 @@ impl Supervisor {
                     | At::Preparing
                     | At::Draining
                     | At::Drained
-                    | At::Sealing
-                    | At::Opening
-                    | At::Verifying
-                    | At::Committing => self.fail(now, Reason::SuccessorExited, detail, out),
+                    | At::Sealing => self.fail(now, Reason::SuccessorExited, detail, out),
                 }
             }
         }
@@ -175,7 +170,7 @@ impl Supervisor {
                 self.recheck_later(now);
             }
             (At::Promoting, Some(pid)) if Some(pid) != successor => self.end_successor(now, out),
-            (At::Opening, Some(pid)) if swap.promoted => {
+            (At::Opening, Some(pid)) => {
                 if Some(pid) == successor {
                     self.finish(Verdict::Committed, Some(pid), out);
                 } else {

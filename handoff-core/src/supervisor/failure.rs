@@ -89,7 +89,7 @@ impl Supervisor {
         swap.back = false;
         let (ready, begun) = (swap.ready.is_some(), swap.successor.begun);
         out.push(Output::Event(Event::Phase(Phase::Promote)));
-        self.timers.retain(|t| !matches!(t, Timer::Ask | Timer::Deadline | Timer::Drain));
+        self.timers.clear(Timer::Ask);
         if ready {
             self.goto(At::Verifying);
             self.want_check(out);

@@ -632,15 +632,12 @@ impl Supervisor {
                 self.fail(now, reason, detail, out);
             }
             Timer::Ask => self.promote(now, out),
-            Timer::Recheck => match self.at() {
-                Some(At::Promoting) => {
+            Timer::Recheck => {
+                if self.at() == Some(At::Promoting) {
                     self.want_check(out);
-                    self.want_probe(out);
                 }
-                Some(_) => self.want_probe(out),
-                None if matches!(self.state, State::Finding(_)) => self.want_probe(out),
-                None => {}
-            },
+                self.want_probe(out);
+            }
             Timer::EndGrace => self.force(now, out),
             Timer::KillWait => {
                 if let Some(swap) = self.swap() {

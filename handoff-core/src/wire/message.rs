@@ -212,15 +212,16 @@ impl core::error::Error for VersionMismatch {}
 /// # Errors
 ///
 /// [`VersionMismatch`] where the ranges do not meet, or one of them is empty.
-pub const fn negotiate_version(
+pub fn negotiate_version(
     our_min: ProtoVersion,
     our_max: ProtoVersion,
     their_min: ProtoVersion,
     their_max: ProtoVersion,
 ) -> Result<ProtoVersion, VersionMismatch> {
-    let low = if our_min > their_min { our_min } else { their_min };
-    let high = if our_max < their_max { our_max } else { their_max };
-    if low > high || our_min > our_max || their_min > their_max {
+    let low = our_min.max(their_min);
+    let high = our_max.min(their_max);
+    // An empty range leaves nothing between them either.
+    if low > high {
         return Err(VersionMismatch { our_min, our_max, their_min, their_max });
     }
     Ok(high)
