@@ -33,8 +33,10 @@
 //! into `corpus/<target>` under a name that says what it shows; the replay tells what a machine was given
 //! and what it asked for, and guards the fix from then on.
 //!
-//! After a long run, keep what is new of it: `cargo fuzz cmin --sanitizer none <target>
-//! fuzz/target/<target>`, then copy what is small.
+//! Such names are those of a bug, planted or not, that the input found, or of the frames of
+//! handoff-core's vectors; `long` ones were drawn at random, and the others kept for what they reach. After
+//! a long run, keep what is new of it: `cargo fuzz cmin --sanitizer none <target> fuzz/target/<target>`,
+//! then copy what is small.
 
 // Where cargo looks for tests, and for what they share.
 #[path = "../../../handoff-core/tests/common/mod.rs"]

@@ -109,8 +109,6 @@ impl Incumbent {
                 let grace = Duration::from_millis(drain_grace_ms).min(deadline);
                 self.prepare(now, from, id, successor_pid, (deadline, grace), out);
             }
-            // An abort that comes before Prepare ends nothing here.
-            Message::Abort { .. } | Message::ResumeAfterAbort { .. } if !prepared => {}
             Message::SealRequest { .. } if self.step_is(from, |s| matches!(s, Step::Drained)) => {
                 if let State::Handoff(handoff) = &mut self.state {
                     handoff.step = Step::Sealing { off: None };

@@ -318,6 +318,7 @@ impl Incumbent {
         let State::Handoff(handoff) = &mut self.state else {
             return;
         };
+        // One that comes before Prepare ends nothing here.
         if handoff.conn != Some(from) {
             return;
         }
