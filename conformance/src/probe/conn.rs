@@ -212,12 +212,7 @@ impl Conn {
         self.write(bytes);
     }
 
-    /// Sends bytes without a word; whether the peer takes them still.
-    pub(super) fn drip(&mut self, bytes: &[u8]) -> bool {
-        self.write(bytes)
-    }
-
-    /// Writes all of it, unless the peer does not read, or hangs up: what it says tells which.
+    /// Writes all of it without a word; whether the peer takes it still. What it says tells why not.
     pub(super) fn write(&mut self, bytes: &[u8]) -> bool {
         let alone = if self.log.split() { bytes.len().min(SPLIT) } else { 0 };
         let (alone, rest) = bytes.split_at(alone);

@@ -38,7 +38,7 @@ use handoff_unix::control::ControlPath;
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Looks until it is true, or the time is over; whether it is.
-fn until(limit: Duration, mut true_by_now: impl FnMut() -> bool) -> bool {
+pub(crate) fn until(limit: Duration, mut true_by_now: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     loop {
         if true_by_now() {

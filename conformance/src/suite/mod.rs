@@ -66,7 +66,7 @@
 //! harness = false
 //!
 //! [dev-dependencies]
-//! conformance = { version = "0.1", default-features = false }
+//! conformance = { path = "../handoff/conformance", default-features = false }
 //! ```
 //!
 //! Then `cargo test` has a test for each scenario. An adapter that brings no supervisor of its own is
@@ -82,12 +82,14 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use handoff_core::daemon::Ended;
 use handoff_core::supervisor::{Event, Report};
 use handoff_unix::host::{Handoff, StartError, Started, SupervisorConfig};
 use handoff_unix::spawn::Launch;
+
+use crate::probe::until;
 
 pub use bench::{Bench, Client, reason};
 pub use part::{config, daemon, play};
@@ -240,12 +242,8 @@ pub fn test(adapters: &[&'static dyn Adapter]) -> ExitCode {
 /// # Panics
 ///
 /// It is not so in [`PATIENCE`].
-pub fn wait_until(what: &str, mut true_by_now: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !true_by_now() {
-        assert!(start.elapsed() < PATIENCE, "{what}: not in {PATIENCE:?}");
-        std::thread::park_timeout(Duration::from_millis(1));
-    }
+pub fn wait_until(what: &str, true_by_now: impl FnMut() -> bool) {
+    assert!(until(PATIENCE, true_by_now), "{what}: not in {PATIENCE:?}");
 }
 
 /// Why it panics, if it does.

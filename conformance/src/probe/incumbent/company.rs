@@ -58,7 +58,7 @@ pub(super) fn dripped_ack(probe: &Incumbent, log: &Log) -> Seen {
         }
         match conn.next(Duration::from_millis(500))? {
             Next::Closed => return Ok(format!("closed after {}", seconds(start.elapsed()))),
-            Next::Frame(_) | Next::Silent => drop(conn.drip(&[byte])),
+            Next::Frame(_) | Next::Silent => drop(conn.write(&[byte])),
         }
     }
     fail(format!("the connection is open after {}", seconds(start.elapsed())))

@@ -103,7 +103,7 @@ pub(super) fn lengths_cost_nothing(probe: &Incumbent, log: &Log) -> Seen {
     }
     for number in 0..50 {
         let mut conn = probe.connect(&format!("u{number}"), &Log::new())?;
-        conn.drip(&u32::MAX.to_le_bytes());
+        conn.write(&u32::MAX.to_le_bytes());
     }
     log.note("50 connections announced 4 GiB");
     let count = held.len() as u64;
@@ -157,7 +157,7 @@ pub(super) fn unread_answers(probe: &Incumbent, log: &Log) -> Seen {
 pub(super) fn drip(conn: &mut Conn, bytes: &[u8], pause: Duration) -> bool {
     bytes.iter().all(|byte| {
         std::thread::sleep(pause);
-        conn.drip(&[*byte])
+        conn.write(&[*byte])
     })
 }
 
