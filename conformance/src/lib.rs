@@ -67,6 +67,8 @@
 #[allow(clippy::expect_used, reason = "what a scenario cannot do without, it fails without")]
 pub mod adapters;
 pub mod explore;
+#[cfg(feature = "adapters")]
+pub mod matrix;
 pub mod model;
 pub mod probe;
 pub mod simulate;

@@ -74,7 +74,7 @@ fn failures(adapter: &'static dyn Adapter) {
         before.returns(name, || {
             let _ = bench.supervisor.exits(Duration::from_millis(1));
             bench.supervisor.tasks().is_none_or(|tasks| tasks == 1)
-                && bench.files() == ["c.sock", "data", "journal"]
+                && bench.files() == ["control", "journal"]
         });
     }
     bench.ends_well();

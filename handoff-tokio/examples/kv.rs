@@ -51,7 +51,8 @@ type Failure = Box<dyn Error + Send + Sync>;
 pub fn main() -> ExitCode {
     // What the handoff has to say: who was turned away and why, what was rolled back.
     let log_lines = tracing_subscriber::fmt().without_time().with_ansi(false);
-    log_lines.with_writer(io::stderr).with_max_level(tracing::Level::WARN).init();
+    // It fails only where somebody has set up a log already, which is as good.
+    let _ = log_lines.with_writer(io::stderr).with_max_level(tracing::Level::WARN).try_init();
     let setting = |name| env::var(name).map_err(|error| format!("{name}: {error}"));
     let run = || Runtime::new()?.block_on(serve(setting("KV_CONTROL")?, setting("KV_DATA")?));
     match run() {

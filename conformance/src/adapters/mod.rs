@@ -1,5 +1,6 @@
 //! This project's adapters, as the [suite](crate::suite) sees them: an [`Adapter`] each.
 
+pub mod examples;
 mod tasks;
 mod threads;
 

@@ -10,7 +10,7 @@ use handoff_unix::host::Handoff;
 use handoff_unix::spawn::Launch;
 use tempfile::TempDir;
 
-use super::program::{GO, LISTENER, WAITS, data_dir, writes};
+use super::program::{DIRECTORIES, GO, LISTENER, WAITS, control_path, data_dir, writes};
 use super::{Adapter, Fault, PATIENCE, Supervise, part, wait_until};
 
 /// Writes, one connection each, and remembers what was acknowledged.
@@ -95,6 +95,12 @@ impl Bench {
         data_dir(self.dir.path())
     }
 
+    /// Where its daemons are to be reached by supervisors.
+    #[must_use]
+    pub fn control_path(&self) -> std::path::PathBuf {
+        control_path(self.dir.path())
+    }
+
     /// A daemon of the bench's adapter.
     #[must_use]
     pub fn launch(&self, fault: Option<Fault>) -> Launch {
@@ -157,12 +163,13 @@ impl Bench {
         assert_eq!(log.lines().collect::<Vec<_>>(), self.client.acknowledged);
     }
 
-    /// What stands beside the data.
+    /// What stands beside the data: in the directories of the control path and of the journal.
     #[must_use]
     pub fn files(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.dir.path()).expect("a directory");
+        let beside = DIRECTORIES.iter().filter(|name| **name != "data");
+        let entries = beside.flat_map(|name| std::fs::read_dir(self.dir.path().join(name)));
         let name = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
-        let mut files: Vec<_> = entries.flatten().map(name).collect();
+        let mut files: Vec<_> = entries.flatten().flatten().map(name).collect();
         files.sort();
         files
     }
@@ -185,6 +192,8 @@ pub fn reason(report: &Report) -> Option<Reason> {
 /// A directory with room for data in it.
 pub(super) fn directory() -> TempDir {
     let dir = tempfile::Builder::new().prefix("suite of handoff ").tempdir().expect("a directory");
-    std::fs::create_dir(data_dir(dir.path())).expect("a directory");
+    for name in DIRECTORIES {
+        std::fs::create_dir(dir.path().join(name)).expect("a directory");
+    }
     dir
 }

@@ -73,8 +73,8 @@
 //! swapped by one of threads. `tests/third_party.rs` is all of this for an adapter that is not ours.
 
 mod bench;
-mod part;
-mod program;
+pub(crate) mod part;
+pub(crate) mod program;
 mod scenarios;
 mod table;
 

@@ -14,7 +14,7 @@ use handoff_unix::process::PidFd;
 use handoff_unix::spawn::Launch;
 use serde::{Deserialize, Serialize};
 
-use super::program::{LISTENER, control_path, data_dir};
+use super::program::{LISTENER, control_path, data_dir, journal};
 use super::{Adapter, Fault, PATIENCE, Program};
 use crate::probe::puppet;
 
@@ -22,13 +22,15 @@ use crate::probe::puppet;
 const PART: &str = "CONFORMANCE_PART";
 
 /// The variable that tells it the pid of who runs the suite, which it does not outlive.
-const SUITE: &str = "CONFORMANCE_SUITE";
+pub(crate) const SUITE: &str = "CONFORMANCE_SUITE";
 
 #[derive(Serialize, Deserialize)]
 enum Part {
     Daemon { adapter: String, dir: PathBuf, fault: Option<Fault> },
     Supervisor { adapter: String, dir: PathBuf, successor: Successor },
     Puppet,
+    #[cfg(feature = "adapters")]
+    Matrix(crate::matrix::Part),
 }
 
 /// Whom a supervisor of the suite hands off to.
@@ -46,6 +48,8 @@ pub(super) enum Successor {
 /// binary. In a binary of libtest's the place for it is an ignored test with the name `part`.
 pub fn play(adapters: &[&'static dyn Adapter]) {
     let Some(part) = std::env::var_os(PART) else { return };
+    #[cfg(feature = "adapters")]
+    crate::matrix::keep();
     let suite = std::env::var(SUITE).ok().and_then(|pid| pid.parse().ok());
     if let Some(Ok(suite)) = suite.map(PidFd::open) {
         std::thread::spawn(move || {
@@ -64,21 +68,28 @@ pub fn play(adapters: &[&'static dyn Adapter]) {
 }
 
 fn play_as(part: Part, adapters: &[&'static dyn Adapter]) -> Result<u8, HookError> {
-    let named = |name: &str| {
-        let adapter = adapters.iter().find(|adapter| adapter.name() == name);
-        adapter.ok_or_else(|| format!("this program has no adapter {name}"))
-    };
     match part {
         Part::Daemon { fault: Some(Fault::ExitsAtOnce), .. } => Ok(3),
         Part::Daemon { adapter, dir, fault } => {
-            Ok(named(&adapter)?.daemon(Program::new(dir, fault)).exit_code())
+            Ok(named(adapters, &adapter)?.daemon(Program::new(dir, fault)).exit_code())
         }
         Part::Supervisor { adapter, dir, successor } => {
-            supervise(*named(&adapter)?, &dir, successor)?;
+            supervise(named(adapters, &adapter)?, &dir, successor)?;
             Ok(0)
         }
+        #[cfg(feature = "adapters")]
+        Part::Matrix(part) => part.play(adapters),
         Part::Puppet => Ok(if puppet::run()? == ExitCode::SUCCESS { 0 } else { 75 }),
     }
+}
+
+/// The adapter of this name.
+pub(crate) fn named(
+    adapters: &[&'static dyn Adapter],
+    name: &str,
+) -> Result<&'static dyn Adapter, String> {
+    let adapter = adapters.iter().find(|adapter| adapter.name() == name);
+    adapter.copied().ok_or_else(|| format!("this program has no adapter {name}"))
 }
 
 /// Hands off once.
@@ -110,7 +121,7 @@ fn supervise(
 /// What a supervisor of the daemon in `dir` watches over.
 #[must_use]
 pub fn config(dir: &Path) -> SupervisorConfig {
-    SupervisorConfig::new(control_path(dir)).data_dir(data_dir(dir)).journal(dir.join("journal"))
+    SupervisorConfig::new(control_path(dir)).data_dir(data_dir(dir)).journal(journal(dir))
 }
 
 /// A daemon in `dir`, with what goes wrong with it, that prints nothing.
@@ -120,8 +131,12 @@ pub fn config(dir: &Path) -> SupervisorConfig {
 /// The operating system does not tell which binary this is.
 pub fn daemon(adapter: &dyn Adapter, dir: &Path, fault: Option<Fault>) -> io::Result<Launch> {
     let null: Arc<OwnedFd> = Arc::new(OpenOptions::new().write(true).open("/dev/null")?.into());
-    let part = Part::Daemon { adapter: adapter.name().into(), dir: dir.into(), fault };
-    Ok(again(&part)?.stdout(Arc::clone(&null)).stderr(null))
+    Ok(bare_daemon(adapter.name(), dir, fault)?.stdout(Arc::clone(&null)).stderr(null))
+}
+
+/// The same with this process's output.
+pub(crate) fn bare_daemon(adapter: &str, dir: &Path, fault: Option<Fault>) -> io::Result<Launch> {
+    again(&Part::Daemon { adapter: adapter.into(), dir: dir.into(), fault })
 }
 
 pub(super) fn supervisor(
@@ -130,6 +145,12 @@ pub(super) fn supervisor(
     successor: Successor,
 ) -> io::Result<Launch> {
     again(&Part::Supervisor { adapter: adapter.name().into(), dir: dir.into(), successor })
+}
+
+/// A part of the matrix's.
+#[cfg(feature = "adapters")]
+pub(crate) fn matrix(part: crate::matrix::Part) -> io::Result<Launch> {
+    again(&Part::Matrix(part))
 }
 
 fn again(part: &Part) -> io::Result<Launch> {

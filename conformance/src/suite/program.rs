@@ -85,7 +85,7 @@ struct Inner {
 }
 
 impl Program {
-    pub(super) fn new(dir: PathBuf, fault: Option<Fault>) -> Self {
+    pub(crate) fn new(dir: PathBuf, fault: Option<Fault>) -> Self {
         let (over, log) = (AtomicBool::new(false), Mutex::default());
         Self(Arc::new(Inner { dir, fault, over, log }))
     }
@@ -295,15 +295,23 @@ pub(super) const WAITS: &str = "waits";
 /// The file that lets a daemon go on.
 pub(super) const GO: &str = "go";
 
-pub(super) fn control_path(dir: &Path) -> PathBuf {
-    dir.join("c.sock")
-}
+/// What a daemon's directory holds: its data, its control socket, and the supervisor's journal, each
+/// in a directory of its own, because they may be on different file systems.
+pub(crate) const DIRECTORIES: [&str; 3] = ["data", "run", "state"];
 
-pub(super) fn data_dir(dir: &Path) -> PathBuf {
+pub(crate) fn data_dir(dir: &Path) -> PathBuf {
     dir.join("data")
 }
 
+pub(crate) fn control_path(dir: &Path) -> PathBuf {
+    dir.join("run").join("control")
+}
+
+pub(crate) fn journal(dir: &Path) -> PathBuf {
+    dir.join("state").join("journal")
+}
+
 /// The log of writes.
-pub(super) fn writes(dir: &Path) -> PathBuf {
+pub(crate) fn writes(dir: &Path) -> PathBuf {
     data_dir(dir).join("writes.log")
 }

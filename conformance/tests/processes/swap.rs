@@ -38,7 +38,7 @@ fn a_flood_stops_no_timer() {
     /// So many that there is always more to read.
     const LOUD: usize = 8;
     let (mut bench, _) = Bench::start(BLOCKING, None);
-    let path = bench.dir.path().join("c.sock");
+    let path = bench.control_path();
     let (mut greeting, mut beats) = (Vec::new(), Vec::new());
     let ack = Message::HelloAck { proto_version_chosen: 1, handoff_id: HandoffId::new() };
     encode(&ack, 1, &mut greeting).unwrap();

@@ -13,7 +13,7 @@ use super::channel::{Sender, channel};
 use super::hooks::Off;
 use super::program::{HookCall, Mail, Post, Program, Request};
 use super::reactor::{Look, Reactor};
-use super::{Host, StartError, log};
+use super::{Host, StartError, log, step};
 use crate::control::{ACCEPT_PAUSE, ControlPath, ControlSocket};
 use crate::effects::{DaemonEffects, Job};
 use crate::inherit::{Inherited, Role};
@@ -223,8 +223,12 @@ impl Host for DaemonHost {
         while !self.ended {
             match self.reactor.next_action() {
                 Some(ActionOf::<core::Daemon>::Do(Effect::Os(effect))) => {
-                    let (job, to) = (self.effects.job(effect), self.reactor.mailbox().clone());
-                    return Some(Box::new(move || to.send(Mail::Input(Input::Done(job())))));
+                    let job = self.effects.job(effect.clone());
+                    let to = self.reactor.mailbox().clone();
+                    return Some(Box::new(move || {
+                        let outcome = step(&effect, job);
+                        to.send(Mail::Input(Input::Done(outcome)));
+                    }));
                 }
                 Some(ActionOf::<core::Daemon>::Do(Effect::Hook(hook))) => {
                     self.off = Off::default();

@@ -30,7 +30,17 @@
 //! Nothing in a host blocks, and nothing of it belongs to a runtime. The other end of a host is what
 //! the program holds: [`Program`] and [`Front`]. For programs of tasks there is [`task`] on top of
 //! these, which is the same on every runtime that polls futures.
+//!
+//! # To be seen
+//!
+//! What a machine tells is logged, at WARN where somebody should look at it and at INFO else. At TRACE,
+//! with the target `handoff::step`, each effect, each hook and each message but heartbeats is told
+//! before it and after it: the field `moment` is `before` or `after`, `what` is what it is.
+//! An effect is told of in the thread that carries it out, a hook in that of the program, and its
+//! completion is reported only after that: so who subscribes to these can hold a process at any of its
+//! steps, as the crash matrix in `conformance` does.
 
+use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 
@@ -65,6 +75,22 @@ pub trait Host: AsFd {
 
     /// Whether it has no further part to play: it is to be dropped.
     fn has_ended(&self) -> bool;
+}
+
+/// Tells of a step, before it and after it.
+fn step<T>(what: &dyn fmt::Debug, take: impl FnOnce() -> T) -> T {
+    step_begins(what);
+    let taken = take();
+    step_is_over(what);
+    taken
+}
+
+fn step_begins(what: &dyn fmt::Debug) {
+    tracing::trace!(target: "handoff::step", moment = "before", ?what);
+}
+
+fn step_is_over(what: &dyn fmt::Debug) {
+    tracing::trace!(target: "handoff::step", moment = "after", ?what);
 }
 
 /// The log line of an event: a warning where somebody should look at it. `state` is the machine's.

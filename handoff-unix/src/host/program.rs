@@ -15,7 +15,7 @@ use handoff_core::daemon::{self as core, Command, Ended, Hook, Outcome, Readines
 use super::channel::Receiver;
 use super::hooks::{DrainContext, Hooks, Off, SealContext};
 use super::reactor::Mailbox;
-use super::{StartError, task};
+use super::{StartError, step_begins, step_is_over, task};
 use crate::accept::Listener;
 use crate::inherit::{InheritError, Inherited, Role};
 
@@ -93,7 +93,7 @@ impl Program {
         if let Some(Request::Ended(_)) = request {
             while self.requests.next().await.is_some() {}
         }
-        request.unwrap_or_else(lost)
+        request.map_or_else(lost, taken)
     }
 
     /// The same on this thread.
@@ -102,7 +102,7 @@ impl Program {
         if let Some(Request::Ended(_)) = request {
             while self.requests.wait().is_some() {}
         }
-        request.unwrap_or_else(lost)
+        request.map_or_else(lost, taken)
     }
 
     /// Whether a supervisor started this process to take over from another.
@@ -185,6 +185,14 @@ impl Program {
     }
 }
 
+/// The program has it in hand.
+fn taken(request: Request) -> Request {
+    if let Request::Hook(HookCall { hook: Some(hook), .. }) = &request {
+        step_begins(hook);
+    }
+    request
+}
+
 /// Its host was dropped before it had ended: with its runtime, or because it could not go on.
 fn lost() -> Request {
     Request::Ended(Ended::Crash("the protocol has stopped before its end".to_string()))
@@ -254,7 +262,9 @@ impl HookCall {
     }
 
     fn answer(mut self, outcome: Outcome) {
-        self.hook = None;
+        if let Some(hook) = self.hook.take() {
+            step_is_over(&hook);
+        }
         self.post.0.send(Mail::Input(Input::Done(outcome)));
     }
 

@@ -8,7 +8,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use handoff_core::driver::{Action, ActionOf, Driver, InputOf};
-use handoff_core::{Credentials, Instant, Machine};
+use handoff_core::wire::Decoder;
+use handoff_core::{Credentials, Instant, Machine, Message};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::time::{
@@ -16,6 +17,7 @@ use rustix::time::{
     timerfd_settime,
 };
 
+use super::{step_begins, step_is_over};
 use crate::Clock;
 use crate::stream::ControlStream;
 use crate::wake::Waker;
@@ -182,7 +184,7 @@ impl<M: Machine, T> Reactor<M, T> {
             match self.actions.remove(0) {
                 ActionOf::<M>::Close { peer, unsent } => {
                     if let Some(connection) = self.forget(peer) {
-                        let _ = connection.stream.write(&unsent);
+                        let _ = write(&connection.stream, &unsent);
                     }
                 }
                 action => return Some(action),
@@ -303,7 +305,7 @@ impl<M: Machine, T> Reactor<M, T> {
         let Self { driver, connections, epoll, .. } = self;
         for Connection { peer, stream, name, writes } in connections {
             while !driver.unsent(*peer).is_empty() {
-                match stream.write(driver.unsent(*peer)) {
+                match write(stream, driver.unsent(*peer)) {
                     Ok(count) => driver.sent(*peer, count),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     // Not the end: what has arrived is still to be read (C3).
@@ -342,6 +344,26 @@ impl<M: Machine, T> Reactor<M, T> {
             Err(error) => tracing::error!(%error, "the timer cannot be set"),
         }
     }
+}
+
+/// Writes what is unsent, and tells of the messages in it.
+fn write(stream: &ControlStream, unsent: &[u8]) -> io::Result<usize> {
+    if !tracing::enabled!(target: "handoff::step", tracing::Level::TRACE) {
+        return stream.write(unsent);
+    }
+    let (mut decoder, mut bytes, mut messages) = (Decoder::new(), unsent, Vec::new());
+    if let Some(&[low, high]) = unsent.get(4..6) {
+        decoder.handshake_done(u16::from_le_bytes([low, high]));
+    }
+    // The rest of a message whose beginning was written before is none.
+    while let Ok(Some(frame)) = decoder.decode(&mut bytes) {
+        messages.push(frame.message);
+    }
+    messages.retain(|message| !matches!(message, Message::Heartbeat { .. }));
+    messages.iter().for_each(|message| step_begins(message));
+    let written = stream.write(unsent);
+    messages.iter().for_each(|message| step_is_over(message));
+    written
 }
 
 impl<M: Machine + fmt::Debug, T> fmt::Debug for Reactor<M, T> {

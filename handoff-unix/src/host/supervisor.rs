@@ -13,7 +13,7 @@ use handoff_core::{HandoffId, Input, Machine as _};
 
 use super::channel::{Receiver, Sender, channel};
 use super::reactor::{Look, Mailbox, Reactor};
-use super::{Host, StartError, log};
+use super::{Host, StartError, log, step};
 use crate::control::ControlPath;
 use crate::effects::{Completion, Job, SupervisorEffects};
 use crate::probe::Users;
@@ -504,8 +504,11 @@ impl SupervisorHost {
     }
 
     fn effect(&self, effect: Effect) -> Job<()> {
-        let (job, to) = (self.effects.job(effect), self.reactor.mailbox().clone());
-        Box::new(move || to.send(Mail::Done(job())))
+        let (job, to) = (self.effects.job(effect.clone()), self.reactor.mailbox().clone());
+        Box::new(move || {
+            let completion = step(&effect, job);
+            to.send(Mail::Done(completion));
+        })
     }
 
     /// One pidfd for each process is enough.

@@ -11,7 +11,7 @@ use handoff_core::wire::MAX_SHARDS;
 use handoff_unix::host::Handoff;
 
 use super::Scenario;
-use crate::suite::program::control_path;
+use crate::suite::program::{control_path, journal};
 use crate::suite::{Adapter, Bench, Fault, reason};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -194,7 +194,7 @@ fn spoil(journal: &Path, spoilt: bool) {
 
 fn no_journal(adapter: &'static dyn Adapter) {
     let (mut bench, old) = Bench::start(adapter, None);
-    let journal = bench.dir.path().join("journal");
+    let journal = journal(bench.dir.path());
     spoil(&journal, true);
     let report = bench.swap(None);
     let seen = (report.verdict, reason(&report));
@@ -206,7 +206,7 @@ fn no_journal(adapter: &'static dyn Adapter) {
 
 fn no_journal_later(adapter: &'static dyn Adapter) {
     let (mut bench, old) = Bench::start(adapter, None);
-    let journal = bench.dir.path().join("journal");
+    let journal = journal(bench.dir.path());
     let handoff = Handoff::new(bench.launch(None));
     let report = bench.swap_as(&handoff, |event| {
         if *event == Event::Phase(Phase::Open) {

@@ -1,0 +1,300 @@
+//! The processes of a run: the daemons, and the supervisor that starts and swaps them.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Termination};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use handoff_core::supervisor::{Event, Reason, Verdict};
+use handoff_unix::host::{Handoff, HookError};
+use handoff_unix::inherit::Inherited;
+use handoff_unix::spawn::Launch;
+use serde::{Deserialize, Serialize};
+
+use super::run;
+use crate::adapters::examples;
+use crate::suite::part::{self, named};
+use crate::suite::program::{LISTENER, control_path, data_dir};
+use crate::suite::{Adapter, Fault, Supervise};
+
+/// The name under which a supervisor inherits the socket on which it is told what to do.
+pub(super) const BOSS: &str = "boss";
+
+/// How often a supervisor looks whether a daemon has ended.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// From SIGTERM to SIGKILL when a run is over.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A process of a run.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Part {
+    /// The run itself, which starts the others.
+    Run(Box<run::Case>),
+    /// The supervisor.
+    Boss { adapter: String, dir: PathBuf, first: Actor },
+    /// The example daemon of an adapter.
+    Example { adapter: String },
+}
+
+impl Part {
+    pub(crate) fn play(self, adapters: &[&'static dyn Adapter]) -> Result<u8, HookError> {
+        match self {
+            Self::Run(case) => run::play(&case),
+            Self::Boss { adapter, dir, first } => {
+                supervise(named(adapters, &adapter)?, &dir, first)?;
+                Ok(0)
+            }
+            Self::Example { adapter } => {
+                let ended = example(&adapter).ok_or("there is no example of this name")?();
+                // What the example has ended with is its process's exit code.
+                std::process::exit(if ended == ExitCode::SUCCESS { 0 } else { code(ended) });
+            }
+        }
+    }
+}
+
+/// The number in an exit code, of those a daemon ends with.
+fn code(code: ExitCode) -> i32 {
+    (0..=u8::MAX).find(|number| ExitCode::from(*number) == code).unwrap_or(1).into()
+}
+
+/// The example daemon of an adapter, if it has one.
+fn example(adapter: &str) -> Option<fn() -> ExitCode> {
+    match adapter {
+        "blocking" => Some(examples::blocking::main),
+        "tokio" | "tokio-threads" => Some(|| examples::tokio::main().report()),
+        "smol" => Some(|| examples::smol::main().report()),
+        _ => None,
+    }
+}
+
+/// A daemon of a run: what it is, and what goes wrong with it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Actor {
+    /// The example daemon of an adapter: a key-value store over HTTP, with a database. The fault is one
+    /// of its own, by the name of a variable.
+    Example {
+        /// Whose.
+        adapter: String,
+        /// The variable that is set.
+        fault: Option<String>,
+    },
+    /// The suite's daemon on an adapter: a log of writes.
+    Suite {
+        /// On which.
+        adapter: String,
+        /// What goes wrong with it, once.
+        fault: Option<Fault>,
+    },
+}
+
+impl Actor {
+    /// What it is called.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Example { adapter, fault: None } => format!("kv on {adapter}"),
+            Self::Example { adapter, fault: Some(fault) } => format!("kv on {adapter} ({fault})"),
+            Self::Suite { adapter, fault: None } => format!("log on {adapter}"),
+            Self::Suite { adapter, fault: Some(fault) } => format!("log on {adapter} ({fault:?})"),
+        }
+    }
+
+    /// The same without a fault.
+    #[must_use]
+    pub fn well(&self) -> Self {
+        let mut well = self.clone();
+        match &mut well {
+            Self::Example { fault, .. } => *fault = None,
+            Self::Suite { fault, .. } => *fault = None,
+        }
+        well
+    }
+
+    /// How its clients speak to it.
+    pub(super) const fn speaks(&self) -> Speech {
+        match self {
+            Self::Example { .. } => Speech::Http,
+            Self::Suite { .. } => Speech::Lines,
+        }
+    }
+
+    fn launch(&self, dir: &Path) -> io::Result<Launch> {
+        let mut launch = match self {
+            Self::Example { adapter, fault } => {
+                let launch = part::matrix(Part::Example { adapter: adapter.clone() })?
+                    .env("KV_CONTROL", control_path(dir))
+                    .env("KV_DATA", data_dir(dir));
+                match fault {
+                    Some(fault) => launch.env(fault, "1"),
+                    None => launch,
+                }
+            }
+            Self::Suite { adapter, fault } => part::bare_daemon(adapter, dir, *fault)?,
+        };
+        launch.program = program(dir);
+        Ok(launch)
+    }
+}
+
+/// Where a run's daemons are started from: a link to this binary, so that it can be taken away.
+pub(super) fn program(dir: &Path) -> PathBuf {
+    dir.join("program")
+}
+
+/// How a daemon is spoken to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Speech {
+    /// `PUT /key`, answered with 204.
+    Http,
+    /// A line, answered with a line.
+    Lines,
+}
+
+impl Speech {
+    /// What its daemons call their listener.
+    pub(super) const fn listener(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Lines => LISTENER,
+        }
+    }
+}
+
+/// What a run tells its supervisor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Order {
+    Handoff { to: Actor, limits: Limits },
+    Abort,
+    Stop,
+}
+
+/// The durations of a handoff, in milliseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Limits {
+    /// From Prepare to Ready.
+    pub deadline: u64,
+    /// For the drain.
+    pub drain_grace: u64,
+    /// For the warm-up.
+    pub warm_up: u64,
+}
+
+impl Default for Limits {
+    /// What leaves room for a rollback within the 10 s in which somebody must serve again.
+    fn default() -> Self {
+        Self { deadline: 6_000, drain_grace: 2_000, warm_up: 6_000 }
+    }
+}
+
+/// What a supervisor says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Word {
+    /// This process serves.
+    Serving { pid: u32, started: bool },
+    /// Nobody does, and nobody could be started.
+    Nobody(String),
+    Phase(String),
+    /// A handoff has ended.
+    Report { text: String, committed: bool, reason: Option<String>, serving: Option<u32> },
+    Exited { pid: u32, how: String },
+    Stopped { left: Vec<u32> },
+}
+
+/// Starts a daemon, swaps it when told to, and starts another where it finds that nobody serves.
+fn supervise(
+    adapter: &'static dyn Adapter,
+    dir: &Path,
+    first: Actor,
+) -> Result<(), HookError> {
+    let mut inherited = Inherited::from_env()?;
+    let name = first.speaks().listener();
+    let listener = inherited.take_tcp(name)?.ok_or("the run passes on a listener")?;
+    let talk = UnixStream::from(inherited.take_fd(BOSS).ok_or("the run passes on a socket")?);
+    let mut supervisor = adapter.supervisor(part::config(dir))?;
+    supervisor.listener(name, listener.into())?;
+    let orders = orders(&talk, &*supervisor)?;
+    let say = |word: &Word| -> io::Result<()> {
+        let line = serde_json::to_string(word)? + "\n";
+        (&talk).write_all(line.as_bytes())
+    };
+    let (mut current, mut settled) = (first, false);
+    loop {
+        if !settled {
+            match supervisor.start(&current.launch(dir)?) {
+                Ok(found) => {
+                    say(&Word::Serving { pid: found.pid, started: found.started })?;
+                    settled = true;
+                }
+                Err(error) => say(&Word::Nobody(error.to_string()))?,
+            }
+        }
+        match orders.recv_timeout(Duration::ZERO) {
+            Ok(Order::Handoff { to, limits }) => {
+                let handoff = Handoff::new(to.launch(dir)?)
+                    .deadline(Duration::from_millis(limits.deadline))
+                    .drain_grace(Duration::from_millis(limits.drain_grace))
+                    .warm_up(Duration::from_millis(limits.warm_up));
+                let report = supervisor.handoff(&handoff, &mut |event| {
+                    if let Event::Phase(phase) = event {
+                        let _ = say(&Word::Phase(format!("{phase:?}")));
+                    }
+                });
+                let word = match &report {
+                    Ok(report) => Word::Report {
+                        text: report.to_string(),
+                        committed: report.verdict == Verdict::Committed,
+                        reason: report.trouble.as_ref().map(|it| reason(it.reason)),
+                        serving: report.serving,
+                    },
+                    Err(error) => Word::Report {
+                        text: error.to_string(),
+                        committed: false,
+                        reason: None,
+                        serving: None,
+                    },
+                };
+                settled = matches!(word, Word::Report { committed: true, .. });
+                if settled {
+                    current = to.well();
+                }
+                say(&word)?;
+            }
+            Ok(Order::Stop) => {
+                let left = supervisor.shutdown(GRACE)?;
+                say(&Word::Stopped { left })?;
+                return Ok(());
+            }
+            Ok(Order::Abort) | Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err("the run has gone".into()),
+        }
+        for (pid, how) in supervisor.exits(LOOK)? {
+            say(&Word::Exited { pid, how })?;
+            settled = false;
+        }
+    }
+}
+
+fn reason(reason: Reason) -> String {
+    reason.code().to_string()
+}
+
+/// Reads orders; an abort is carried out at once.
+fn orders(talk: &UnixStream, supervisor: &dyn Supervise) -> io::Result<Receiver<Order>> {
+    let (sender, orders) = channel();
+    let (lines, abort) = (BufReader::new(talk.try_clone()?).lines(), supervisor.aborter());
+    std::thread::Builder::new().name("orders".into()).spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            let Ok(order) = serde_json::from_str(&line) else { return };
+            if matches!(order, Order::Abort) {
+                abort();
+            } else if sender.send(order).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(orders)
+}

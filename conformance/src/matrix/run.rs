@@ -1,0 +1,783 @@
+//! One run: a daemon under load is handed off, something happens to somebody at one of the steps, and
+//! the invariants are looked at until everything has come to rest.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use handoff_unix::host::HookError;
+use handoff_unix::lock::{DataDirLock, is_held_by};
+use handoff_unix::spawn::{SpawnRole, become_subreaper, spawn};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
+use serde::{Deserialize, Serialize};
+
+use super::cast::{Actor, BOSS, Limits, Order, Part, Word, program};
+use super::gate::{self, Answer, GATE, Held, Moment};
+use super::load::{Load, Record, Request, lost, stored};
+use super::shortage::{self, Place, Shortage};
+use crate::suite::part::{self, SUITE};
+use crate::suite::program::{DIRECTORIES, data_dir};
+
+/// How soon somebody serves again (I5).
+pub(super) const SERVES: Duration = Duration::from_secs(10);
+
+/// How long anything else may take on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often it is looked who holds the lock.
+const WATCH: Duration = Duration::from_millis(10);
+
+/// How many times a step of one kind is told apart.
+const OCCURRENCES: u32 = 2;
+
+/// Who takes a step, or is struck.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Role {
+    /// The supervisor.
+    S,
+    /// The incumbent: the first daemon.
+    O,
+    /// The successor: the second.
+    N,
+    /// A supervisor that took the place of a dead one.
+    Restarted,
+    /// A daemon after these.
+    Later,
+}
+
+/// A moment in the life of a role.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Step {
+    /// Whose.
+    pub role: Role,
+    /// The effect, the hook or the message.
+    pub what: String,
+    /// Which of them, from 1.
+    pub nth: u32,
+    /// Before it or after it.
+    pub moment: Moment,
+}
+
+/// What happens to a process.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Blow {
+    /// It exits, from inside.
+    Exit,
+    /// It is killed, from outside.
+    Kill,
+    /// It is stopped, and goes on so many milliseconds later.
+    Stop(u64),
+    /// The step takes so many milliseconds; the rest of the process goes on.
+    Stall(u64),
+    /// For so many milliseconds it finds no free descriptor.
+    NoDescriptors(u64),
+    /// For so many milliseconds somebody else has the lock.
+    LockHeld(u64),
+    /// For so many milliseconds there is no binary to start.
+    NoBinary(u64),
+    /// For so many milliseconds a file system lacks something.
+    Lacks(Shortage, Place, u64),
+    /// The handoff is aborted.
+    Abort,
+}
+
+/// What happens to whom, and when.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Strike {
+    /// When.
+    pub at: Step,
+    /// To whom.
+    pub on: Role,
+    /// What.
+    pub blow: Blow,
+}
+
+/// A run, as it is to be.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Case {
+    /// What it is called.
+    pub name: String,
+    /// The adapter of the supervisor.
+    pub supervisor: String,
+    /// The first daemon.
+    pub incumbent: Actor,
+    /// The second.
+    pub successor: Actor,
+    /// The durations of the handoff.
+    pub limits: Limits,
+    /// What happens. Each happens once, in any order.
+    pub strikes: Vec<Strike>,
+    /// Whether file systems of its own are needed.
+    pub mounts: bool,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ran {
+    /// What it is called.
+    pub name: String,
+    /// How many of the strikes happened.
+    pub struck: u32,
+    /// What is wrong.
+    pub problems: Vec<String>,
+    /// The steps that were taken, up to the end of the handoff.
+    pub steps: Vec<Step>,
+    /// What happened, in seconds from the start.
+    pub timeline: Vec<(f64, String)>,
+    /// How many handoffs were begun.
+    pub handoffs: u32,
+    /// How many requests were made.
+    pub requests: u64,
+    /// How many were acknowledged.
+    pub acknowledged: u64,
+    /// How many of these were lost (I3).
+    pub lost: u64,
+    /// How many were refused, or not answered without an excuse (I4).
+    pub refused: u64,
+    /// How many were cut off by the blow: the process that had accepted them was struck.
+    pub cut: u64,
+    /// The longest time in which nobody acknowledged anything (I5), in milliseconds.
+    pub gap: u64,
+}
+
+/// Plays the run in this process, and prints what came of it.
+pub(super) fn play(case: &Case) -> Result<u8, HookError> {
+    become_subreaper()?;
+    let dir = tempfile::Builder::new().prefix("crash matrix ").tempdir()?;
+    if case.mounts {
+        shortage::mount(dir.path())?;
+    }
+    for name in DIRECTORIES {
+        fs::create_dir_all(dir.path().join(name))?;
+    }
+    let ran = Run::start(case, dir.path())?.play();
+    println!("{}", serde_json::to_string(&ran)?);
+    if case.mounts {
+        shortage::unmount(dir.path());
+    }
+    Ok(0)
+}
+
+enum Event {
+    Held(Held),
+    Word(u32, Word),
+    Line(String),
+}
+
+impl From<Held> for Event {
+    fn from(held: Held) -> Self {
+        Self::Held(held)
+    }
+}
+
+/// What is to happen later.
+enum Later {
+    Continue(u32),
+    Answer(Held),
+    Lift(Box<dyn FnOnce() + Send>),
+    /// The process finds descriptors again.
+    Enough(u32),
+}
+
+struct Boss {
+    pid: u32,
+    talk: UnixStream,
+}
+
+/// A daemon that was struck: what it had accepted is excused.
+struct Victim {
+    pid: u32,
+    from: Instant,
+    to: Option<Instant>,
+}
+
+struct Run<'a> {
+    case: &'a Case,
+    dir: &'a Path,
+    start: Instant,
+    address: SocketAddr,
+    listener: TcpListener,
+    sender: Sender<Event>,
+    events: Receiver<Event>,
+    boss: Option<Boss>,
+    bosses: u32,
+    daemons: Vec<u32>,
+    gone: Vec<u32>,
+    load: Option<Load>,
+    watch: Watch,
+    later: Vec<(Instant, Later)>,
+    short: Vec<u32>,
+    strikes: Vec<Strike>,
+    struck: u32,
+    last_blow: Option<Instant>,
+    victims: Vec<Victim>,
+    counts: BTreeMap<(Role, Moment, String), u32>,
+    steps: Vec<Step>,
+    recording: bool,
+    timeline: Vec<(f64, String)>,
+    problems: Vec<String>,
+    handoffs: u32,
+    /// The last word of the supervisor's.
+    serving: Option<u32>,
+    report: Option<(String, bool)>,
+    stopped: Option<Vec<u32>>,
+    log: Arc<OwnedFd>,
+}
+
+impl<'a> Run<'a> {
+    fn start(case: &'a Case, dir: &'a Path) -> Result<Self, HookError> {
+        let (sender, events) = channel();
+        gate::open(&dir.join("gate"), sender.clone())?;
+        std::os::unix::fs::symlink(std::env::current_exe()?, program(dir))?;
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        // Every runtime's own sockets can use it then.
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let load = Load::start(address, case.incumbent.speaks())?;
+        let (reader, writer) = io::pipe()?;
+        let lines = sender.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(reader).lines().map_while(Result::ok) {
+                let _ = lines.send(Event::Line(line));
+            }
+        });
+        Ok(Self {
+            case,
+            dir,
+            start: Instant::now(),
+            address,
+            listener,
+            sender,
+            events,
+            boss: None,
+            bosses: 0,
+            daemons: Vec::new(),
+            gone: Vec::new(),
+            load: Some(load),
+            watch: Watch::start(data_dir(dir)),
+            later: Vec::new(),
+            short: Vec::new(),
+            strikes: case.strikes.clone(),
+            struck: 0,
+            last_blow: None,
+            victims: Vec::new(),
+            counts: BTreeMap::new(),
+            steps: Vec::new(),
+            recording: true,
+            timeline: Vec::new(),
+            problems: Vec::new(),
+            handoffs: 0,
+            serving: None,
+            report: None,
+            stopped: None,
+            log: Arc::new(writer.into()),
+        })
+    }
+
+    fn play(mut self) -> Ran {
+        self.acts();
+        self.ends()
+    }
+
+    fn acts(&mut self) {
+        self.employ();
+        if !self.until("a daemon serves", |run| run.serving.is_some()) {
+            return;
+        }
+        let before = self.boss.as_ref().map(|boss| (boss.pid, descriptors(boss.pid)));
+        self.handoff(self.case.successor.clone());
+        self.until("the handoff comes to an end", |run| run.report.is_some() || run.boss.is_none());
+        self.recording = false;
+        self.until("it is over what happened", |run| run.later.is_empty());
+        self.until("somebody serves, and is known", Self::rests);
+        self.handoff(self.case.successor.well());
+        self.until("the next handoff comes to an end", |run| run.report.is_some());
+        if let Some((text, false)) = &self.report {
+            self.problems.push(format!("I6: the next handoff does not commit: {text}"));
+        }
+        self.until("somebody serves, and is known", Self::rests);
+        if let (Some((pid, before)), Some(boss)) = (before, &self.boss)
+            && pid == boss.pid
+        {
+            let flat = |_: &Self| descriptors(pid) <= before;
+            self.until("the supervisor has no more descriptors than before", flat);
+        }
+    }
+
+    /// The supervisor has said who serves, after all that happened, and clients know it too.
+    fn rests(&self) -> bool {
+        self.boss.is_some() && self.serving.is_some() && self.served_since_blow()
+    }
+
+    fn served_since_blow(&self) -> bool {
+        let begun = self.load.as_ref().and_then(Load::last_begun);
+        self.last_blow.is_none_or(|blow| begun.is_some_and(|begun| begun > blow))
+    }
+
+    fn handoff(&mut self, to: Actor) {
+        self.report = None;
+        self.handoffs += 1;
+        self.tell(format!("handoff to {}", to.name()));
+        let limits = self.case.limits;
+        self.order(&Order::Handoff { to, limits });
+    }
+
+    fn order(&self, order: &Order) {
+        if let (Some(boss), Ok(line)) = (&self.boss, serde_json::to_string(order)) {
+            let _ = (&boss.talk).write_all((line + "\n").as_bytes());
+        }
+    }
+
+    fn tell(&mut self, what: impl Into<String>) {
+        self.timeline.push((self.start.elapsed().as_secs_f64(), what.into()));
+    }
+
+    /// Starts a supervisor.
+    fn employ(&mut self) {
+        match self.try_employ() {
+            Ok(boss) => {
+                self.bosses += 1;
+                self.tell(format!("supervisor {} starts, pid {}", self.bosses, boss.pid));
+                self.boss = Some(boss);
+            }
+            Err(error) => self.problems.push(format!("the supervisor cannot be started: {error}")),
+        }
+    }
+
+    fn try_employ(&self) -> Result<Boss, HookError> {
+        let (talk, theirs) = UnixStream::pair()?;
+        let part = Part::Boss {
+            adapter: self.case.supervisor.clone(),
+            dir: self.dir.into(),
+            first: self.case.incumbent.clone(),
+        };
+        let launch = part::matrix(part)?
+            .env(SUITE, std::process::id().to_string())
+            .env(GATE, self.dir.join("gate"))
+            .stdout(Arc::clone(&self.log))
+            .stderr(Arc::clone(&self.log));
+        let name = self.case.incumbent.speaks().listener().to_string();
+        let listeners: [(String, BorrowedFd<'_>); 2] =
+            [(name, self.listener.as_fd()), (BOSS.to_string(), theirs.as_fd())];
+        let child = spawn(&launch, &listeners, SpawnRole::Cold)?;
+        let (pid, words) = (child.pid, BufReader::new(talk.try_clone()?).lines());
+        let sender = self.sender.clone();
+        thread::spawn(move || {
+            for line in words.map_while(Result::ok) {
+                if let Ok(word) = serde_json::from_str(&line) {
+                    let _ = sender.send(Event::Word(pid, word));
+                }
+            }
+        });
+        Ok(Boss { pid, talk })
+    }
+
+    /// Goes on until it is so; if that takes too long, it is a problem.
+    fn until(&mut self, what: &str, so: impl Fn(&Self) -> bool) -> bool {
+        let limit = Instant::now() + PATIENCE;
+        while !so(self) {
+            if Instant::now() > limit {
+                self.problems.push(format!("I5: not in {PATIENCE:?}: {what}"));
+                return false;
+            }
+            self.turn();
+        }
+        true
+    }
+
+    fn turn(&mut self) {
+        match self.events.recv_timeout(Duration::from_millis(5)) {
+            Ok(Event::Held(held)) => self.held(held),
+            Ok(Event::Word(pid, word)) => self.word(pid, word),
+            Ok(Event::Line(line)) => self.tell(format!("  {line}")),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+        }
+        let now = Instant::now();
+        let due: Vec<_> = self.later.extract_if(.., |(at, _)| *at <= now).collect();
+        for (_, later) in due {
+            match later {
+                Later::Continue(pid) => {
+                    if !self.gone.contains(&pid) {
+                        self.tell(format!("pid {pid} goes on"));
+                        signal(pid, Signal::CONT);
+                    }
+                    self.over(pid);
+                }
+                Later::Answer(held) => {
+                    self.tell(format!("pid {} has its answer", held.pid));
+                    held.answer(Answer::Go);
+                }
+                Later::Lift(lift) => {
+                    self.tell("it is lifted");
+                    lift();
+                }
+                Later::Enough(pid) => self.short.retain(|short| *short != pid),
+            }
+        }
+        self.reap();
+        // As whoever watches over a supervisor does: once its daemons have shown that they need none,
+        // or there are none.
+        let nobody = self.daemons.iter().all(|pid| self.gone.contains(pid));
+        if self.boss.is_none() && self.stopped.is_none() && (nobody || self.served_since_blow()) {
+            self.employ();
+        }
+    }
+
+    fn reap(&mut self) {
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            let pid = pid.as_raw_nonzero().get().unsigned_abs();
+            self.tell(format!("pid {pid} has ended: {status:?}"));
+            self.departed(pid);
+            if self.boss.as_ref().is_some_and(|boss| boss.pid == pid) {
+                self.boss = None;
+                self.serving = None;
+            }
+        }
+    }
+
+    fn departed(&mut self, pid: u32) {
+        self.gone.push(pid);
+        self.over(pid);
+    }
+
+    /// A victim harms nobody any more.
+    fn over(&mut self, pid: u32) {
+        let now = Instant::now();
+        for victim in self.victims.iter_mut().filter(|it| it.pid == pid && it.to.is_none()) {
+            victim.to = Some(now);
+        }
+    }
+
+    fn word(&mut self, pid: u32, word: Word) {
+        if self.boss.as_ref().is_none_or(|boss| boss.pid != pid) {
+            return;
+        }
+        match word {
+            Word::Serving { pid, started } => {
+                let how = if started { "was started" } else { "was found" };
+                self.tell(format!("S: pid {pid} serves, it {how}"));
+                self.serving = Some(pid);
+            }
+            Word::Nobody(why) => self.tell(format!("S: {why}")),
+            Word::Phase(phase) => self.tell(format!("S: {phase}")),
+            Word::Report { text, committed, serving, .. } => {
+                self.tell(format!("S: {text}"));
+                self.report = Some((text, committed));
+                // Where it was not, the supervisor looks who serves.
+                self.serving = serving.filter(|_| committed);
+            }
+            Word::Exited { pid, how } => {
+                self.tell(format!("S: pid {pid} has ended: {how}"));
+                self.serving = None;
+                self.departed(pid);
+            }
+            Word::Stopped { left } => self.stopped = Some(left),
+        }
+    }
+
+    fn role(&mut self, pid: u32) -> Role {
+        if self.boss.as_ref().is_some_and(|boss| boss.pid == pid) {
+            return if self.bosses == 1 { Role::S } else { Role::Restarted };
+        }
+        let place = self.daemons.iter().position(|known| *known == pid).unwrap_or_else(|| {
+            self.daemons.push(pid);
+            self.watch.add(pid);
+            self.daemons.len() - 1
+        });
+        [Role::O, Role::N].get(place).copied().unwrap_or(Role::Later)
+    }
+
+    fn held(&mut self, held: Held) {
+        let (role, pid) = (self.role(held.pid), held.pid);
+        let count = self.counts.entry((role, held.moment, held.what.clone())).or_default();
+        *count += 1;
+        let nth = *count;
+        if nth <= OCCURRENCES {
+            self.tell(format!("{role:?} {pid} {} {}", held.moment, held.text));
+        }
+        let step = Step { role, what: held.what.clone(), nth, moment: held.moment };
+        let strike = self.strikes.iter().position(|strike| strike.at == step);
+        if self.recording && nth <= OCCURRENCES {
+            self.steps.push(step);
+        }
+        if let Some(place) = strike {
+            let Strike { on, blow, .. } = self.strikes.remove(place);
+            return self.strike(held, on, blow);
+        }
+        let short = self.short.contains(&pid);
+        held.answer(if short { Answer::NoDescriptors } else { Answer::Go });
+    }
+
+    /// The process of a role.
+    fn who(&self, role: Role) -> Option<u32> {
+        let pid = match role {
+            Role::S | Role::Restarted => self.boss.as_ref().map(|boss| boss.pid),
+            Role::O => self.daemons.first().copied(),
+            Role::N => self.daemons.get(1).copied(),
+            Role::Later => self.daemons.last().copied(),
+        };
+        pid.filter(|pid| !self.gone.contains(pid))
+    }
+
+    fn strike(&mut self, held: Held, on: Role, blow: Blow) {
+        let Some(pid) = self.who(on) else {
+            self.tell(format!("{on:?} is not there to be struck"));
+            return held.answer(Answer::Go);
+        };
+        self.tell(format!("==> {on:?} {pid}: {blow:?}"));
+        let now = Instant::now();
+        let after = |ms: u64| now + Duration::from_millis(ms);
+        let struck = match blow {
+            Blow::Exit => {
+                held.answer(Answer::Exit);
+                self.victims.push(Victim { pid, from: now, to: None });
+                true
+            }
+            Blow::Kill => {
+                self.victims.push(Victim { pid, from: now, to: None });
+                signal(pid, Signal::KILL);
+                held.answer(Answer::Go);
+                true
+            }
+            Blow::Stop(ms) => {
+                self.victims.push(Victim { pid, from: now, to: None });
+                signal(pid, Signal::STOP);
+                held.answer(Answer::Go);
+                self.later.push((after(ms), Later::Continue(pid)));
+                true
+            }
+            Blow::Stall(ms) => {
+                self.later.push((after(ms), Later::Answer(held)));
+                true
+            }
+            Blow::NoDescriptors(ms) => {
+                self.short.push(pid);
+                self.later.push((after(ms), Later::Enough(pid)));
+                held.answer(Answer::NoDescriptors);
+                true
+            }
+            Blow::Abort => {
+                self.order(&Order::Abort);
+                held.answer(Answer::Go);
+                true
+            }
+            Blow::LockHeld(ms) => {
+                let taken = DataDirLock::try_take(&data_dir(self.dir));
+                let struck = taken.is_ok();
+                if let Ok(lock) = taken {
+                    let release = move || drop(lock.release());
+                    self.later.push((after(ms), Later::Lift(Box::new(release))));
+                }
+                held.answer(Answer::Go);
+                struck
+            }
+            Blow::NoBinary(ms) => {
+                let (path, aside) = (program(self.dir), self.dir.join("aside"));
+                let struck = fs::rename(&path, &aside).is_ok();
+                let back = move || drop(fs::rename(aside, path));
+                self.later.push((after(ms), Later::Lift(Box::new(back))));
+                held.answer(Answer::Go);
+                struck
+            }
+            Blow::Lacks(shortage, place, ms) => {
+                let lift = shortage::begin(self.dir, shortage, place);
+                let struck = lift.is_ok();
+                match lift {
+                    Ok(lift) => self.later.push((after(ms), Later::Lift(lift))),
+                    Err(error) => self.tell(format!("that cannot be done: {error}")),
+                }
+                held.answer(Answer::Go);
+                struck
+            }
+        };
+        if struck {
+            self.struck += 1;
+            self.last_blow = Some(now);
+        }
+    }
+
+    /// Everything is ended; what is left over, and what the clients have seen.
+    fn ends(mut self) -> Ran {
+        let record = self.load.take().map(Load::stop).unwrap_or_default();
+        self.last_blow = None;
+        self.strikes.clear();
+        for (_, later) in std::mem::take(&mut self.later) {
+            match later {
+                Later::Continue(pid) => signal(pid, Signal::CONT),
+                Later::Answer(held) => held.answer(Answer::Go),
+                Later::Lift(lift) => lift(),
+                Later::Enough(_) => {}
+            }
+        }
+        self.order(&Order::Stop);
+        self.until("the supervisor stops", |run| run.stopped.is_some() && run.boss.is_none());
+        if let Some(left) = self.stopped.take().filter(|left| !left.is_empty()) {
+            self.problems.push(format!("I6: the supervisor could not end {left:?}"));
+        }
+        self.leftovers();
+        self.problems.extend(self.watch.stop());
+        let mut ran = Ran {
+            name: self.case.name.clone(),
+            struck: self.struck,
+            problems: self.problems,
+            steps: self.steps,
+            timeline: self.timeline,
+            handoffs: self.handoffs,
+            requests: (record.acknowledged.len() + record.failed.len()) as u64,
+            acknowledged: record.acknowledged.len() as u64,
+            lost: 0,
+            refused: 0,
+            cut: 0,
+            gap: 0,
+        };
+        match stored(self.dir, self.case.incumbent.speaks()) {
+            Ok(stored) => {
+                let lost = lost(&record.acknowledged, &stored);
+                ran.lost = lost.len() as u64;
+                if !lost.is_empty() {
+                    ran.problems.push(format!("I3: acknowledged and not there once: {lost:?}"));
+                }
+            }
+            Err(error) => ran.problems.push(format!("I3: the data cannot be read: {error}")),
+        }
+        let at = |when: Instant| when.saturating_duration_since(self.start).as_secs_f64();
+        for (request, failure) in &record.failed {
+            let excused = |victim: &&Victim| {
+                request.over >= victim.from && victim.to.is_none_or(|to| request.begun <= to)
+            };
+            if !failure.refused && self.victims.iter().any(|victim| excused(&victim)) {
+                ran.cut += 1;
+                continue;
+            }
+            ran.refused += 1;
+            let Request { key, begun, over } = request;
+            let (begun, over, why) = (at(*begun), at(*over), &failure.why);
+            ran.problems.push(format!("I4: {key}, {begun:.3} s to {over:.3} s: {why}"));
+        }
+        ran.gap = u64::try_from(gap(&record).as_millis()).unwrap_or(u64::MAX);
+        if gap(&record) > SERVES {
+            ran.problems.push(format!("I5: nobody served for {} ms", ran.gap));
+        }
+        let _ = self.address;
+        ran
+    }
+
+    /// I6: no process, no file.
+    fn leftovers(&mut self) {
+        let limit = Instant::now() + Duration::from_secs(5);
+        // Those whose parent has just ended come here, and are reaped.
+        loop {
+            self.reap();
+            let left = wait(WaitOptions::NOHANG);
+            if left.is_err() {
+                break;
+            }
+            if Instant::now() > limit {
+                let left = children();
+                self.problems.push(format!("I6: processes are left: {left:?}"));
+                for (pid, _) in left {
+                    signal(pid, Signal::KILL);
+                }
+                thread::sleep(Duration::from_millis(100));
+                self.reap();
+                break;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        const KNOWN: [&str; 7] = [
+            "data/.handoff.lock",
+            "data/.handoff.pidfile",
+            "data/kv.redb",
+            "data/writes.log",
+            "run/control",
+            "state/journal",
+            "data/lost+found",
+        ];
+        for name in DIRECTORIES {
+            let entries = fs::read_dir(self.dir.join(name)).into_iter().flatten().flatten();
+            for entry in entries {
+                let file = format!("{name}/{}", entry.file_name().to_string_lossy());
+                if !KNOWN.contains(&file.as_str()) {
+                    self.problems.push(format!("I6: a file is left: {file}"));
+                }
+            }
+        }
+    }
+}
+
+/// The longest time between two acknowledgements.
+fn gap(record: &Record) -> Duration {
+    let mut times: Vec<Instant> = record.acknowledged.iter().map(|request| request.over).collect();
+    times.sort();
+    times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+}
+
+fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// How many descriptors a process has.
+fn descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
+/// The children of this process, and what they are.
+fn children() -> Vec<(u32, String)> {
+    let own = std::process::id();
+    let tasks = fs::read_dir(format!("/proc/{own}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let pids: Vec<u32> =
+        lists.flat_map(|list| list.split(' ').filter_map(|it| it.parse().ok()).collect::<Vec<_>>()).collect();
+    pids.into_iter()
+        .map(|pid| (pid, fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default()))
+        .collect()
+}
+
+/// I1: looks all the time who holds the lock.
+struct Watch {
+    pids: Arc<Mutex<Vec<u32>>>,
+    over: Arc<AtomicBool>,
+    thread: thread::JoinHandle<Option<String>>,
+}
+
+impl Watch {
+    fn start(data_dir: PathBuf) -> Self {
+        let (pids, over) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (watched, stopped) = (Arc::clone(&pids), Arc::clone(&over));
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let pids = watched.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let holds = |pid: &u32| is_held_by(&data_dir, *pid);
+                let holders: Vec<u32> = pids.iter().copied().filter(holds).collect();
+                // One may have let go before the other took it, between the two looks.
+                if holders.len() > 1 && holders.iter().all(holds) {
+                    return Some(format!("I1: the lock is held by {holders:?}"));
+                }
+                thread::park_timeout(WATCH);
+            }
+            None
+        });
+        Self { pids, over, thread }
+    }
+
+    fn add(&self, pid: u32) {
+        self.pids.lock().unwrap_or_else(PoisonError::into_inner).push(pid);
+    }
+
+    fn stop(self) -> Option<String> {
+        self.over.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap_or_else(|_| Some("I1: the watch has panicked".into()))
+    }
+}
