@@ -11,6 +11,7 @@
 use std::env;
 use std::error::Error;
 use std::fmt::Display;
+use std::fs;
 use std::future::Future;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -102,7 +103,7 @@ impl Hooks for Handoff {
         Ok(DrainReport { open_conns_remaining: 0, accept_closed: true })
     }
     async fn seal(&mut self, _: &SealContext) -> Result<SealReport, HookError> {
-        let revisions = vec![self.server.blocking(Server::close).await?];
+        let revisions = self.server.blocking(Server::close).await?.into_iter().collect();
         Ok(SealReport { revisions, ..SealReport::default() })
     }
     async fn resume(&mut self) -> Result<(), HookError> {
@@ -153,16 +154,34 @@ impl Handoff {
 struct Server {
     http: Listener,
     file: PathBuf,
-    /// None while it is closed.
-    db: RwLock<Option<Database>>,
+    db: RwLock<Data>,
     healthy: bool,
+}
+
+/// What it stores, while it has the lock and is not sealed.
+enum Data {
+    Open(Database),
+    /// Its file system has failed it.
+    Broken,
+    Closed,
+}
+
+impl Data {
+    fn open(&mut self, file: &Path) {
+        // The old one first: a database is open once.
+        *self = Self::Broken;
+        match open(file) {
+            Ok(db) => *self = Self::Open(db),
+            Err(error) => log(format!("the data cannot be opened for now: {error}")),
+        }
+    }
 }
 
 impl Server {
     async fn open(http: Listener, data: &Path) -> Result<Arc<Self>, Failure> {
         let healthy = env::var_os("KV_UNHEALTHY").is_none();
         let file = data.join("kv.redb");
-        let server = Arc::new(Self { http, file, db: RwLock::default(), healthy });
+        let server = Arc::new(Self { http, file, db: RwLock::new(Data::Closed), healthy });
         server.blocking(Self::reopen).await?;
         if env::var_os("KV_DIE_AFTER_BEGIN").is_some() {
             log("dying, as KV_DIE_AFTER_BEGIN says");
@@ -181,23 +200,40 @@ impl Server {
     }
 
     fn data<T>(&self, f: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, Failure> {
-        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(f(db.as_ref().ok_or("the data is closed")?)?)
+        let result = match &*self.db.read().unwrap_or_else(PoisonError::into_inner) {
+            Data::Open(db) => f(db),
+            Data::Broken => Err(redb::Error::PreviousIo),
+            Data::Closed => return Err("the data is closed".into()),
+        };
+        if let Err(redb::Error::Io(_) | redb::Error::PreviousIo) = result {
+            // A database that a file system has failed once is to be opened again.
+            let mut data = self.db.write().unwrap_or_else(PoisonError::into_inner);
+            if !matches!(*data, Data::Closed) {
+                data.open(&self.file);
+            }
+        }
+        Ok(result?)
     }
 
-    /// Closes the data once nobody uses it; gives its last revision.
-    fn close(&self) -> Result<u64, Failure> {
-        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
-        let db = db.take().ok_or("the data is closed")?;
-        let revision = revision(&db)?;
-        db.close()?;
-        Ok(revision)
+    /// Closes the data once nobody uses it; gives its last revision, if it can be told.
+    fn close(&self) -> Result<Option<u64>, Failure> {
+        let mut data = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *data, Data::Closed) {
+            Data::Open(db) => {
+                let revision = revision(&db).ok();
+                db.close()?;
+                Ok(revision)
+            }
+            Data::Broken => Ok(None),
+            Data::Closed => Err("the data is closed".into()),
+        }
     }
 
+    /// Opens the data where it is closed. Where that fails, the next request tries again.
     fn reopen(&self) -> Result<(), Failure> {
-        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
-        if db.is_none() {
-            *db = Some(open(&self.file)?);
+        let mut data = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        if let Data::Closed = *data {
+            data.open(&self.file);
         }
         Ok(())
     }
@@ -308,13 +344,21 @@ async fn bind() -> io::Result<TcpListener> {
     TcpListener::bind(env::var("KV_LISTEN").map_err(|_| io::Error::other("set KV_LISTEN"))?).await
 }
 
+/// Opens the database. A new one is made aside, and has its name when it is whole: who dies on the way
+/// leaves nothing that cannot be opened.
 fn open(file: &Path) -> Result<Database, redb::Error> {
-    let db = Database::create(file)?;
-    let tables = db.begin_write()?;
-    tables.open_table(VALUES)?;
-    tables.open_table(COUNTERS)?;
-    tables.commit()?;
-    Ok(db)
+    if !file.exists() {
+        let new = file.with_extension("new");
+        let _ = fs::remove_file(&new);
+        let db = Database::create(&new)?;
+        let tables = db.begin_write()?;
+        tables.open_table(VALUES)?;
+        tables.open_table(COUNTERS)?;
+        tables.commit()?;
+        db.close()?;
+        fs::rename(new, file).map_err(redb::Error::Io)?;
+    }
+    Ok(Database::open(file)?)
 }
 
 /// The last revision: how many writes there were.

@@ -50,7 +50,9 @@ fn main() -> ExitCode {
                         eprintln!("   {problem}");
                     }
                     if !ran.problems.is_empty() {
-                        for (at, what) in &ran.timeline { eprintln!("{at:8.3} {what}"); }
+                        for (at, what) in &ran.timeline {
+                            eprintln!("{at:8.3} {what}");
+                        }
                     }
                     cases.extend(found);
                 }

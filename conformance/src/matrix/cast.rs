@@ -194,22 +194,31 @@ impl Default for Limits {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Word {
     /// This process serves.
-    Serving { pid: u32, started: bool },
+    Serving {
+        pid: u32,
+        started: bool,
+    },
     /// Nobody does, and nobody could be started.
     Nobody(String),
     Phase(String),
     /// A handoff has ended.
-    Report { text: String, committed: bool, reason: Option<String>, serving: Option<u32> },
-    Exited { pid: u32, how: String },
-    Stopped { left: Vec<u32> },
+    Report {
+        text: String,
+        committed: bool,
+        reason: Option<String>,
+        serving: Option<u32>,
+    },
+    Exited {
+        pid: u32,
+        how: String,
+    },
+    Stopped {
+        left: Vec<u32>,
+    },
 }
 
 /// Starts a daemon, swaps it when told to, and starts another where it finds that nobody serves.
-fn supervise(
-    adapter: &'static dyn Adapter,
-    dir: &Path,
-    first: Actor,
-) -> Result<(), HookError> {
+fn supervise(adapter: &'static dyn Adapter, dir: &Path, first: Actor) -> Result<(), HookError> {
     let mut inherited = Inherited::from_env()?;
     let name = first.speaks().listener();
     let listener = inherited.take_tcp(name)?.ok_or("the run passes on a listener")?;

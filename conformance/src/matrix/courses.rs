@@ -76,8 +76,19 @@ fn blows(step: &Step, mounts: bool) -> Vec<(Role, Blow)> {
     let before = step.moment == Moment::Before;
     let is = |names: &[&str]| names.contains(&step.what.as_str());
     let message = is(&[
-        "Hello", "HelloAck", "PrepareHandoff", "Drained", "SealRequest", "SealProgress",
-        "SealComplete", "SealFailed", "Begin", "Ready", "Commit", "Abort", "ResumeAfterAbort",
+        "Hello",
+        "HelloAck",
+        "PrepareHandoff",
+        "Drained",
+        "SealRequest",
+        "SealProgress",
+        "SealComplete",
+        "SealFailed",
+        "Begin",
+        "Ready",
+        "Commit",
+        "Abort",
+        "ResumeAfterAbort",
     ]);
     let mut blows = vec![
         (own, Blow::Exit),
@@ -149,7 +160,11 @@ pub fn pairs(course: &Case, steps: &[Step], seed: u64, count: usize) -> Vec<Case
         let (one, other) = (&singles[random(singles.len())], &singles[random(singles.len())]);
         let strikes = [&one.strikes[..], &other.strikes[..]].concat();
         let names: Vec<_> = strikes.iter().map(Strike::name).collect();
-        Case { name: format!("{}, {}", course.name, names.join(" and ")), strikes, ..course.clone() }
+        Case {
+            name: format!("{}, {}", course.name, names.join(" and ")),
+            strikes,
+            ..course.clone()
+        }
     };
     (0..count).map(|_| pair()).collect()
 }

@@ -5,11 +5,12 @@
 //! there, and a process that is held for long is one whose step takes long.
 
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
@@ -46,26 +47,14 @@ impl fmt::Display for Moment {
 }
 
 /// What a process that is held is told.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
     /// Go on.
     Go,
     /// `_exit`, at once.
     Exit,
-    /// Go on, and find no free descriptor until the next step.
-    NoDescriptors,
-}
-
-impl Answer {
-    const ALL: [Self; 3] = [Self::Go, Self::Exit, Self::NoDescriptors];
-
-    const fn byte(self) -> u8 {
-        match self {
-            Self::Go => b'g',
-            Self::Exit => b'x',
-            Self::NoDescriptors => b'n',
-        }
-    }
+    /// Go on, and find no free descriptor for so many milliseconds.
+    NoDescriptors(u64),
 }
 
 /// A process that is held at a step. Dropped, it is told nothing, and ends.
@@ -83,7 +72,8 @@ pub(super) struct Held {
 impl Held {
     /// Answers it. A process that is gone by now hears nothing.
     pub(super) fn answer(mut self, answer: Answer) {
-        let _ = self.stream.write_all(&[answer.byte()]);
+        let line = serde_json::to_string(&answer).unwrap_or_default() + "\n";
+        let _ = self.stream.write_all(line.as_bytes());
     }
 }
 
@@ -112,7 +102,8 @@ fn read(stream: UnixStream) -> Option<Held> {
 
 /// A step's name: that of its kind, and what tells it from others of the kind.
 fn name(text: &str) -> String {
-    let word = |text: &str| text.chars().take_while(char::is_ascii_alphanumeric).collect::<String>();
+    let word =
+        |text: &str| text.chars().take_while(char::is_ascii_alphanumeric).collect::<String>();
     let (kind, rest) = (word(text), text.split_once("step: ").or(text.split_once("signal: ")));
     match (kind.as_str(), rest) {
         ("Journal" | "Signal", Some((_, rest))) => format!("{kind}{}", word(rest)),
@@ -125,7 +116,7 @@ fn name(text: &str) -> String {
 /// Has this process held at its steps, if it is to be.
 pub(crate) fn keep() {
     if let Some(path) = std::env::var_os(GATE) {
-        let keeper = Keeper { path: path.into(), limit: Mutex::new(None) };
+        let keeper = Keeper { path: path.into(), limit: Arc::default() };
         let _ = tracing::subscriber::set_global_default(keeper);
     }
 }
@@ -133,35 +124,55 @@ pub(crate) fn keep() {
 struct Keeper {
     path: PathBuf,
     /// What the limit of descriptors was, while there are none.
-    limit: Mutex<Option<Rlimit>>,
+    limit: Arc<Mutex<Option<Rlimit>>>,
 }
 
 impl Keeper {
     fn ask(&self, moment: &str, what: &str) {
-        let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(limit) = limit.take() {
+        // It may be one of those for whom there are no descriptors.
+        let limit = self.limit();
+        let (was, short) = (getrlimit(Resource::Nofile), limit.is_some());
+        if let Some(limit) = *limit {
             let _ = setrlimit(Resource::Nofile, limit);
         }
-        let mut answer = [0];
-        let asked = UnixStream::connect(&self.path).and_then(|mut stream| {
-            stream.write_all(format!("{} {moment} {what}\n", std::process::id()).as_bytes())?;
-            // Others may ask while this one is held.
-            drop(limit);
-            stream.read_exact(&mut answer)
-        });
-        let answer = Answer::ALL.into_iter().find(|known| known.byte() == answer[0]);
-        match answer.filter(|_| asked.is_ok()) {
-            Some(Answer::Go) => {}
-            Some(Answer::NoDescriptors) => {
-                let was = getrlimit(Resource::Nofile);
-                let none = Rlimit { current: Some(3), ..was };
-                let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
-                if setrlimit(Resource::Nofile, none).is_ok() {
-                    *limit = Some(was);
-                }
-            }
-            Some(Answer::Exit) | None => signal_hook::low_level::exit(EXIT),
+        let stream = UnixStream::connect(&self.path);
+        if short {
+            let _ = setrlimit(Resource::Nofile, was);
         }
+        // Others may ask while this one is held.
+        drop(limit);
+        let answered = stream.and_then(|mut stream| {
+            stream.write_all(format!("{} {moment} {what}\n", std::process::id()).as_bytes())?;
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line)?;
+            Ok(serde_json::from_str(&line)?)
+        });
+        match answered {
+            Ok(Answer::Go) => {}
+            Ok(Answer::NoDescriptors(ms)) => self.run_out_for(Duration::from_millis(ms)),
+            Ok(Answer::Exit) | Err(_) => signal_hook::low_level::exit(EXIT),
+        }
+    }
+
+    fn run_out_for(&self, time: Duration) {
+        let limit = Arc::clone(&self.limit);
+        let mut held = self.limit();
+        let was = getrlimit(Resource::Nofile);
+        if held.is_none() && setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..was }).is_ok()
+        {
+            *held = Some(was);
+            std::thread::spawn(move || {
+                std::thread::sleep(time);
+                let mut limit = limit.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(was) = limit.take() {
+                    let _ = setrlimit(Resource::Nofile, was);
+                }
+            });
+        }
+    }
+
+    fn limit(&self) -> MutexGuard<'_, Option<Rlimit>> {
+        self.limit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -57,11 +57,21 @@ pub(super) struct Request {
     pub(super) over: Instant,
 }
 
+/// How a request failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Failed {
+    /// Nobody listened, or nobody answered for too long.
+    Refused,
+    /// The connection broke.
+    Cut,
+    /// It was answered that this cannot be.
+    Declined,
+}
+
 /// Why a request was not acknowledged.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
-    /// Nobody listened.
-    pub(super) refused: bool,
+    pub(super) kind: Failed,
     pub(super) why: String,
 }
 
@@ -88,12 +98,18 @@ impl Load {
         self.shared.record().acknowledged.iter().map(|request| request.begun).max()
     }
 
-    /// Makes no more requests, and waits for those under way.
-    pub(super) fn stop(mut self) -> Record {
+    /// Makes no more requests than those under way.
+    pub(super) fn no_more(&self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
+    }
+
+    /// Whether no request is under way any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.threads.iter().all(JoinHandle::is_finished)
+    }
+
+    /// What became of the requests that are over.
+    pub(super) fn record(self) -> Record {
         self.shared.record().clone()
     }
 }
@@ -141,7 +157,10 @@ impl Shared {
 
     fn ask(&self, key: &str) -> Result<(), Failure> {
         let failed = |what: &str, error: io::Error| Failure {
-            refused: error.kind() == io::ErrorKind::ConnectionRefused,
+            kind: match error.kind() {
+                io::ErrorKind::ConnectionRefused => Failed::Refused,
+                _ => Failed::Cut,
+            },
             why: format!("{what}: {error}"),
         };
         let mut stream = TcpStream::connect_timeout(&self.address, PATIENCE)
@@ -164,8 +183,9 @@ impl Shared {
             Speech::Http => answer.starts_with("HTTP/1.1 2") && answer.contains("\r\n\r\n"),
             Speech::Lines => answer.ends_with('\n'),
         };
-        let refused = false;
-        if whole { Ok(()) } else { Err(Failure { refused, why: format!("answered {answer:?}") }) }
+        let declined = self.speech == Speech::Http && answer.starts_with("HTTP/1.1 503");
+        let kind = if declined { Failed::Declined } else { Failed::Cut };
+        if whole { Ok(()) } else { Err(Failure { kind, why: format!("answered {answer:?}") }) }
     }
 }
 

@@ -24,11 +24,11 @@ mod report;
 mod run;
 mod shortage;
 
-pub use cast::{Actor, Limits};
 pub(crate) use cast::Part;
+pub use cast::{Actor, Limits};
 pub use courses::{Course, Pick, courses, faults, pairs};
-pub(crate) use gate::keep;
 pub use gate::Moment;
+pub(crate) use gate::keep;
 pub use report::{Table, Totals};
 pub use run::{Blow, Case, Ran, Role, Step, Strike};
 pub use shortage::{Place, Shortage};
@@ -36,8 +36,8 @@ pub use shortage::{Place, Shortage};
 use std::io;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::suite::part;

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cast::{Actor, BOSS, Limits, Order, Part, Word, program};
 use super::gate::{self, Answer, GATE, Held, Moment};
-use super::load::{Load, Record, Request, lost, stored};
+use super::load::{Failed, Load, Record, Request, lost, stored};
 use super::shortage::{self, Place, Shortage};
 use crate::suite::part::{self, SUITE};
 use crate::suite::program::{DIRECTORIES, data_dir};
@@ -146,6 +146,8 @@ pub struct Ran {
     pub refused: u64,
     /// How many were cut off by the blow: the process that had accepted them was struck.
     pub cut: u64,
+    /// How many were answered that the daemon could not write.
+    pub declined: u64,
     /// The longest time in which nobody acknowledged anything (I5), in milliseconds.
     pub gap: u64,
 }
@@ -185,8 +187,8 @@ enum Later {
     Continue(u32),
     Answer(Held),
     Lift(Box<dyn FnOnce() + Send>),
-    /// The process finds descriptors again.
-    Enough(u32),
+    /// It is over by itself.
+    Over,
 }
 
 struct Boss {
@@ -216,7 +218,6 @@ struct Run<'a> {
     load: Option<Load>,
     watch: Watch,
     later: Vec<(Instant, Later)>,
-    short: Vec<u32>,
     strikes: Vec<Strike>,
     struck: u32,
     last_blow: Option<Instant>,
@@ -266,7 +267,6 @@ impl<'a> Run<'a> {
             load: Some(load),
             watch: Watch::start(data_dir(dir)),
             later: Vec::new(),
-            short: Vec::new(),
             strikes: case.strikes.clone(),
             struck: 0,
             last_blow: None,
@@ -294,9 +294,14 @@ impl<'a> Run<'a> {
         if !self.until("a daemon serves", |run| run.serving.is_some()) {
             return;
         }
-        let before = self.boss.as_ref().map(|boss| (boss.pid, descriptors(boss.pid)));
+        // One that was started again watches over nobody it has started.
+        let first = self.boss.as_ref().filter(|_| self.bosses == 1);
+        let before = first.map(|boss| (boss.pid, descriptors(boss.pid)));
         self.handoff(self.case.successor.clone());
-        self.until("the handoff comes to an end", |run| run.report.is_some() || run.boss.is_none());
+        let bosses = self.bosses;
+        self.until("the handoff comes to an end", |run| {
+            run.report.is_some() || run.boss.is_none() || run.bosses > bosses
+        });
         self.recording = false;
         self.until("it is over what happened", |run| run.later.is_empty());
         self.until("somebody serves, and is known", Self::rests);
@@ -309,8 +314,19 @@ impl<'a> Run<'a> {
         if let (Some((pid, before)), Some(boss)) = (before, &self.boss)
             && pid == boss.pid
         {
-            let flat = |_: &Self| descriptors(pid) <= before;
-            self.until("the supervisor has no more descriptors than before", flat);
+            let limit = Instant::now() + Duration::from_secs(5);
+            loop {
+                let now = descriptors(pid);
+                if now.len() <= before.len() {
+                    break;
+                }
+                if Instant::now() > limit {
+                    let found = format!("I6: the supervisor had {before:?}, and has {now:?}");
+                    self.problems.push(found);
+                    break;
+                }
+                self.turn();
+            }
         }
     }
 
@@ -421,7 +437,7 @@ impl<'a> Run<'a> {
                     self.tell("it is lifted");
                     lift();
                 }
-                Later::Enough(pid) => self.short.retain(|short| *short != pid),
+                Later::Over => {}
             }
         }
         self.reap();
@@ -447,6 +463,7 @@ impl<'a> Run<'a> {
 
     fn departed(&mut self, pid: u32) {
         self.gone.push(pid);
+        self.watch.remove(pid);
         self.over(pid);
     }
 
@@ -514,8 +531,7 @@ impl<'a> Run<'a> {
             let Strike { on, blow, .. } = self.strikes.remove(place);
             return self.strike(held, on, blow);
         }
-        let short = self.short.contains(&pid);
-        held.answer(if short { Answer::NoDescriptors } else { Answer::Go });
+        held.answer(Answer::Go);
     }
 
     /// The process of a role.
@@ -561,9 +577,8 @@ impl<'a> Run<'a> {
                 true
             }
             Blow::NoDescriptors(ms) => {
-                self.short.push(pid);
-                self.later.push((after(ms), Later::Enough(pid)));
-                held.answer(Answer::NoDescriptors);
+                self.later.push((after(ms), Later::Over));
+                held.answer(Answer::NoDescriptors(ms));
                 true
             }
             Blow::Abort => {
@@ -608,7 +623,14 @@ impl<'a> Run<'a> {
 
     /// Everything is ended; what is left over, and what the clients have seen.
     fn ends(mut self) -> Ran {
-        let record = self.load.take().map(Load::stop).unwrap_or_default();
+        // Those who are held go on meanwhile, or nobody would be answered.
+        if let Some(load) = &self.load {
+            load.no_more();
+        }
+        self.until("every client has its answer", |run| {
+            run.load.as_ref().is_none_or(Load::is_over)
+        });
+        let record = self.load.take().map(Load::record).unwrap_or_default();
         self.last_blow = None;
         self.strikes.clear();
         for (_, later) in std::mem::take(&mut self.later) {
@@ -616,7 +638,7 @@ impl<'a> Run<'a> {
                 Later::Continue(pid) => signal(pid, Signal::CONT),
                 Later::Answer(held) => held.answer(Answer::Go),
                 Later::Lift(lift) => lift(),
-                Later::Enough(_) => {}
+                Later::Over => {}
             }
         }
         self.order(&Order::Stop);
@@ -638,6 +660,7 @@ impl<'a> Run<'a> {
             lost: 0,
             refused: 0,
             cut: 0,
+            declined: 0,
             gap: 0,
         };
         match stored(self.dir, self.case.incumbent.speaks()) {
@@ -655,7 +678,11 @@ impl<'a> Run<'a> {
             let excused = |victim: &&Victim| {
                 request.over >= victim.from && victim.to.is_none_or(|to| request.begun <= to)
             };
-            if !failure.refused && self.victims.iter().any(|victim| excused(&victim)) {
+            if failure.kind == Failed::Declined {
+                ran.declined += 1;
+                continue;
+            }
+            if failure.kind == Failed::Cut && self.victims.iter().any(|victim| excused(&victim)) {
                 ran.cut += 1;
                 continue;
             }
@@ -728,9 +755,11 @@ fn signal(pid: u32, signal: Signal) {
     }
 }
 
-/// How many descriptors a process has.
-fn descriptors(pid: u32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+/// The descriptors of a process.
+fn descriptors(pid: u32) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+    links.map(|link| link.to_string_lossy().into_owned()).collect()
 }
 
 /// The children of this process, and what they are.
@@ -738,8 +767,9 @@ fn children() -> Vec<(u32, String)> {
     let own = std::process::id();
     let tasks = fs::read_dir(format!("/proc/{own}/task")).into_iter().flatten().flatten();
     let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    let pids: Vec<u32> =
-        lists.flat_map(|list| list.split(' ').filter_map(|it| it.parse().ok()).collect::<Vec<_>>()).collect();
+    let pids: Vec<u32> = lists
+        .flat_map(|list| list.split(' ').filter_map(|it| it.parse().ok()).collect::<Vec<_>>())
+        .collect();
     pids.into_iter()
         .map(|pid| (pid, fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default()))
         .collect()
@@ -774,6 +804,12 @@ impl Watch {
 
     fn add(&self, pid: u32) {
         self.pids.lock().unwrap_or_else(PoisonError::into_inner).push(pid);
+    }
+
+    /// Its number may come to mean another's thread.
+    fn remove(&self, pid: u32) {
+        let mut pids = self.pids.lock().unwrap_or_else(PoisonError::into_inner);
+        pids.retain(|watched| *watched != pid);
     }
 
     fn stop(self) -> Option<String> {

@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{MountFlags, UnmountFlags, mount as mount_at, mount_remount, unmount as unmount_at};
+use rustix::mount::{
+    MountFlags, UnmountFlags, mount as mount_at, mount_remount, unmount as unmount_at,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::suite::program::DIRECTORIES;

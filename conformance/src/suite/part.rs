@@ -26,8 +26,16 @@ pub(crate) const SUITE: &str = "CONFORMANCE_SUITE";
 
 #[derive(Serialize, Deserialize)]
 enum Part {
-    Daemon { adapter: String, dir: PathBuf, fault: Option<Fault> },
-    Supervisor { adapter: String, dir: PathBuf, successor: Successor },
+    Daemon {
+        adapter: String,
+        dir: PathBuf,
+        fault: Option<Fault>,
+    },
+    Supervisor {
+        adapter: String,
+        dir: PathBuf,
+        successor: Successor,
+    },
     Puppet,
     #[cfg(feature = "adapters")]
     Matrix(crate::matrix::Part),

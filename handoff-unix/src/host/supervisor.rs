@@ -342,6 +342,8 @@ pub struct SupervisorHost {
     /// How many jobs have not reported yet.
     in_flight: usize,
     recovering: bool,
+    /// What the supervisor before this one left is known: the journal is this one's own by now.
+    recovered: bool,
     /// The search that was to follow is not wanted any more.
     given_up: bool,
     closing: bool,
@@ -378,6 +380,7 @@ impl SupervisorHost {
             jobs: Jobs::default(),
             in_flight: 0,
             recovering: false,
+            recovered: false,
             given_up: false,
             closing: false,
             ended: Vec::new(),
@@ -461,9 +464,12 @@ impl SupervisorHost {
             Ask::Start(launch) => {
                 self.effects.launch(launch, Spec::default().hello_budget);
                 self.recovering = true;
+                let known = std::mem::replace(&mut self.recovered, true);
                 let (recover, to) = (self.effects.recover(), self.reactor.mailbox().clone());
                 self.jobs.0.push_back(Box::new(move || {
-                    recover();
+                    if !known {
+                        recover();
+                    }
                     to.send(Mail::Recovered);
                 }));
             }
