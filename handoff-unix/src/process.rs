@@ -72,6 +72,22 @@ impl AsFd for PidFd {
     }
 }
 
+/// Whether a process is stopped, as by SIGSTOP. One that a debugger holds is not.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    stat(pid, 0).as_deref() == Some("T")
+}
+
+/// When a process was started, in clock ticks since boot.
+pub(crate) fn start_time(pid: u32) -> Option<u64> {
+    stat(pid, 19)?.parse().ok()
+}
+
+/// A field of a process's `stat`, counted behind the name, which may hold anything.
+fn stat(pid: u32, field: usize) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(field).map(str::to_string)
+}
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExitCause {

@@ -142,6 +142,7 @@ impl World {
             (Job::Journal, Luck::Good) => supervisor::Outcome::Journalled(self.room()),
             (Job::Probe, _) => supervisor::Outcome::Probed(self.probe(SUPERVISOR)),
             (Job::CheckLock, _) => supervisor::Outcome::LockChecked(match self.lock {
+                Some(pid) if self.is_stopped(pid) => LockState::Stopped { pid },
                 Some(pid) => LockState::Held { pid: Some(pid) },
                 None => LockState::Free,
             }),

@@ -390,6 +390,10 @@ impl World {
         boss.chain(self.workers().map(|(pid, worker)| (pid, worker.status)))
     }
 
+    pub(super) fn is_stopped(&self, pid: Pid) -> bool {
+        self.worker(pid).is_some_and(|worker| worker.status == Status::Stopped)
+    }
+
     pub(super) fn workers(&self) -> impl Iterator<Item = (Pid, &Worker)> + '_ {
         self.daemons.iter().filter_map(|(pid, slot)| match slot {
             Slot::Alive(worker) => Some((*pid, worker)),

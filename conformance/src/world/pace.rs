@@ -45,6 +45,8 @@ pub const SUPERVISOR: supervisor::Timing = supervisor::Timing {
     kill_wait: units(1),
     confirm: units(4),
     path: units(4),
+    silent: units(1),
+    silent_grace: units(1),
     hung: units(4),
     unanswered: units(6),
 };

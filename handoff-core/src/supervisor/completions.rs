@@ -213,7 +213,7 @@ impl Supervisor {
             Some(At::Verifying) => self.verified(now, lock, out),
             Some(At::Promoting) => match lock {
                 LockState::Free | LockState::Unknown => self.begin(now, out),
-                LockState::Held { .. } => self.recheck_later(now),
+                LockState::Held { .. } | LockState::Stopped { .. } => self.recheck_later(now),
             },
             Some(_) => {}
             None => self.found_lock(now, lock, out),

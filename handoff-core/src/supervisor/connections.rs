@@ -64,12 +64,11 @@ impl Supervisor {
         why: Option<(Reason, String)>,
         out: &mut Out,
     ) {
-        // Silence is worse a sign than an end: who has closed may be opening its data by itself (R3).
         let timing = self.config.timing;
-        let silent = matches!(why, Some((Reason::SuccessorExited, _)));
-        let patience = if silent { timing.hung } else { timing.unanswered };
         let Some(swap) = self.swap() else { return };
         let (at, promoted) = (swap.at, swap.promoted);
+        // Silence is worse a sign than an end: who has closed may be opening its data by itself (R3).
+        let patience = if swap.successor.silent { timing.silent } else { timing.unanswered };
         match (peer, at) {
             (Peer::Incumbent, At::Asking | At::Confirming) | (Peer::Successor, At::Committing) => {
                 self.want_probe(out);
@@ -83,6 +82,9 @@ impl Supervisor {
                 let text = "the incumbent closed its connection before it was drained".to_string();
                 let (reason, detail) = why.unwrap_or((Reason::DrainFailed, text));
                 self.fail(now, reason, detail, out);
+            }
+            (Peer::Incumbent, At::Promoting) if swap.incumbent.silent => {
+                self.timers.set(Timer::Hung, now + timing.silent);
             }
             // After Begin a successor goes on by itself (R3); the control path tells.
             (Peer::Successor, At::Opening) if promoted => {

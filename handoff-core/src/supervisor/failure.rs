@@ -80,8 +80,13 @@ impl Supervisor {
         let allowed = self.config.promote;
         let timing = self.config.timing;
         let Some(swap) = self.swap() else { return };
-        // One that has hung up may have a hook to wait for (R7) before it says Hello again.
-        let patience = if swap.incumbent.hung_up { timing.unanswered } else { timing.hung };
+        // One that has hung up may have a hook to wait for (R7) before it says Hello again. One that
+        // was heard a moment ago falls silent before it counts as hung.
+        let patience = match &swap.incumbent {
+            Incumbent { silent: true, .. } => timing.silent,
+            Incumbent { hung_up: true, .. } => timing.unanswered,
+            _ => timing.hung,
+        };
         if !allowed || swap.successor.exited {
             return self.end_successor(now, out);
         }
@@ -104,7 +109,6 @@ impl Supervisor {
     }
 
     pub(super) fn end_successor(&mut self, now: Instant, out: &mut Out) {
-        let grace = now + self.config.timing.end_grace;
         let Some(swap) = self.swap() else { return };
         swap.at = At::Ending;
         let reason = swap.trouble.as_ref().map_or_else(String::new, |t| t.detail.clone());
@@ -127,7 +131,7 @@ impl Supervisor {
             Some(pid) => {
                 out.push(Output::Do(Effect::Reap { pid }));
                 out.push(Output::Do(Effect::Signal { pid, signal: Signal::Term }));
-                self.timers.set(Timer::EndGrace, grace);
+                self.timers.set(Timer::EndGrace, now + self.end_grace());
             }
             None => self.successor_ended(now, out),
         }

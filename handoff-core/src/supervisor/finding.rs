@@ -5,7 +5,8 @@ use super::*;
 impl Supervisor {
     pub(super) fn find(&mut self, own: Vec<u32>, out: &mut Out) {
         let started = None;
-        let finding = Finding { own, started, spawning: false, ending: None, told: false };
+        let finding =
+            Finding { own, started, spawning: false, ending: None, stopped: false, told: false };
         self.forget_flights();
         self.state = State::Finding(finding);
         self.want_probe(out);
@@ -35,32 +36,41 @@ impl Supervisor {
     }
 
     pub(super) fn found_lock(&mut self, now: Instant, lock: LockState, out: &mut Out) {
-        let patience = now + self.config.timing.unanswered;
+        let timing = self.config.timing;
         let State::Finding(finding) = &mut self.state else {
             return;
         };
-        match lock {
-            LockState::Free | LockState::Unknown if !finding.spawning => {
-                finding.spawning = true;
-                // Whoever held the lock has let go: it is not to be ended any more.
-                finding.ending = None;
-                self.timers.retain(|timer| !matches!(timer, Timer::Hung | Timer::EndGrace));
-                out.push(Output::Do(Effect::Spawn { successor: false }));
-            }
-            LockState::Held { pid: holder } => {
-                if !finding.told {
-                    finding.told = true;
-                    out.push(Output::Event(Event::Waiting { holder }));
+        let (holder, stopped) = match lock {
+            LockState::Free | LockState::Unknown => {
+                if !finding.spawning {
+                    finding.spawning = true;
+                    // Whoever held the lock has let go: it is not to be ended any more.
+                    finding.ending = None;
+                    self.timers.retain(|timer| !matches!(timer, Timer::Hung | Timer::EndGrace));
+                    out.push(Output::Do(Effect::Spawn { successor: false }));
                 }
-                let ours = holder.filter(|pid| finding.own.contains(pid));
-                if finding.ending != ours {
-                    finding.ending = ours;
-                    self.timers.clear(Timer::EndGrace);
-                    self.timers.set(Timer::Hung, patience);
-                }
-                self.recheck_later(now);
+                return;
             }
-            LockState::Free | LockState::Unknown => {}
+            LockState::Held { pid } => (pid, false),
+            LockState::Stopped { pid } => (Some(pid), true),
+        };
+        if !finding.told {
+            finding.told = true;
+            out.push(Output::Event(Event::Waiting { holder }));
         }
+        let ours = holder.filter(|pid| finding.own.contains(pid));
+        let changed = finding.ending != ours;
+        if changed {
+            finding.ending = ours;
+            self.timers.clear(Timer::EndGrace);
+        }
+        // It may be opening its data, but not while it is stopped. Once it is told to end, that stands.
+        let ending = self.timers.at(Timer::EndGrace).is_some();
+        if changed || (finding.stopped != stopped && !ending) {
+            finding.stopped = stopped;
+            let patience = if stopped { timing.ask } else { timing.unanswered };
+            self.timers.set(Timer::Hung, now + patience);
+        }
+        self.recheck_later(now);
     }
 }

@@ -90,6 +90,8 @@ struct Finding {
     spawning: bool,
     /// The group that is being ended.
     ending: Option<u32>,
+    /// It was seen to be stopped.
+    stopped: bool,
     told: bool,
 }
 
@@ -124,6 +126,8 @@ struct Incumbent {
     steady: bool,
     /// It closed its connection itself, so it may be resuming, and say Hello when it has.
     hung_up: bool,
+    /// It heartbeats no more (T2).
+    silent: bool,
     exited: bool,
 }
 
@@ -138,6 +142,8 @@ struct Successor {
     notice: bool,
     steady: bool,
     begun: bool,
+    /// It heartbeats no more (T2).
+    silent: bool,
     exited: bool,
     stuck: bool,
 }
@@ -534,11 +540,13 @@ impl Supervisor {
                 let detail = "the successor is ready, but does not hold the data directory's lock";
                 trouble(Reason::Unhealthy, detail.to_string())
             }
-            LockState::Held { pid } if pid.is_some() && pid == swap.incumbent.pid => {
+            LockState::Held { pid: Some(pid) } | LockState::Stopped { pid }
+                if Some(pid) == swap.incumbent.pid =>
+            {
                 let detail = "the successor is ready, but the incumbent holds the lock";
                 trouble(Reason::Unhealthy, detail.to_string())
             }
-            LockState::Held { .. } | LockState::Unknown => None,
+            LockState::Held { .. } | LockState::Stopped { .. } | LockState::Unknown => None,
         }
     }
 
@@ -599,10 +607,12 @@ impl Supervisor {
                     violation: Violation::Silent { awaited: "a heartbeat" },
                     state: self.state_name(),
                 }));
-                let reason = match peer {
-                    Peer::Incumbent => Reason::IncumbentLost,
-                    Peer::Successor => Reason::SuccessorExited,
+                let Some(swap) = self.swap() else { return };
+                let (silent, reason) = match peer {
+                    Peer::Incumbent => (&mut swap.incumbent.silent, Reason::IncumbentLost),
+                    Peer::Successor => (&mut swap.successor.silent, Reason::SuccessorExited),
                 };
+                *silent = true;
                 let detail = format!("{peer} heartbeats no more");
                 self.close(peer, out);
                 self.lost(now, peer, Some((reason, detail)), out);
@@ -615,6 +625,9 @@ impl Supervisor {
             Timer::Hello(Peer::Incumbent) => {
                 // It may serve one connection at a time, and is about to be probed.
                 self.close(Peer::Incumbent, out);
+                if let Some(swap) = self.swap() {
+                    swap.incumbent.silent = true;
+                }
                 let detail = "the incumbent did not say Hello".to_string();
                 self.fail(now, Reason::IncumbentLost, detail, out);
             }
@@ -660,7 +673,7 @@ impl Supervisor {
                 }
                 if let Some(pid) = self.being_ended() {
                     out.push(Output::Do(Effect::Signal { pid, signal: Signal::Term }));
-                    self.timers.set(Timer::EndGrace, now + timing.end_grace);
+                    self.timers.set(Timer::EndGrace, now + self.end_grace());
                 }
             }
         }
@@ -676,6 +689,18 @@ impl Supervisor {
             State::Finding(finding) => finding.ending,
             State::Idle => None,
         }
+    }
+
+    /// From SIGTERM to SIGKILL, for whom is being ended: who hears nothing needs no time for it.
+    fn end_grace(&self) -> Duration {
+        let deaf = match &self.state {
+            State::Swap(swap) if swap.at == At::Promoting => swap.incumbent.silent,
+            State::Swap(swap) => swap.successor.silent,
+            State::Finding(finding) => finding.stopped,
+            State::Idle => false,
+        };
+        let timing = self.config.timing;
+        if deaf { timing.silent_grace } else { timing.end_grace }
     }
 
     /// SIGTERM had its time.

@@ -105,6 +105,11 @@ pub enum LockState {
         /// Its pid, where it is known.
         pid: Option<u32>,
     },
+    /// A process holds it that is stopped, as by SIGSTOP: until it goes on it can answer nobody.
+    Stopped {
+        /// Its pid.
+        pid: u32,
+    },
     /// Nobody holds it.
     Free,
     /// The data directory is not known, or the system does not tell.
@@ -227,7 +232,7 @@ impl Config {
 pub struct Timing {
     /// Heartbeats (T1, T2).
     pub pulse: Pulse,
-    /// How long an incumbent may take to say Hello: 5 s.
+    /// How long an incumbent may take to say Hello: 3 s.
     pub incumbent_hello: Duration,
     /// What is added to a deadline for an answer in flight (T5): 1 s.
     pub slack: Duration,
@@ -241,9 +246,14 @@ pub struct Timing {
     pub kill_wait: Duration,
     /// How long the incumbent may take to be seen serving again (R4): 10 s.
     pub confirm: Duration,
-    /// How long the control path may take to lead to the successor (R16): 10 s.
+    /// How long the control path may take to lead to the successor (R16): 4 s.
     pub path: Duration,
-    /// How long a process that has stopped to heartbeat may stand in the way (R17): 10 s.
+    /// From the silence of a process, which is dead by that (T2), until it is ended where it stands in
+    /// the way (R17): 500 ms.
+    pub silent: Duration,
+    /// From SIGTERM to SIGKILL for one that is silent or stopped: 1 s.
+    pub silent_grace: Duration,
+    /// How long one without X2, whose silence means nothing, may stand in the way (R17): 10 s.
     pub hung: Duration,
     /// How long a child that answers nobody on the control path may hold the lock (R17): 60 s. It
     /// may be opening its data.
@@ -254,14 +264,16 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             pulse: Pulse::default(),
-            incumbent_hello: Duration::from_secs(5),
+            incumbent_hello: Duration::from_secs(3),
             slack: Duration::from_secs(1),
             ask: Duration::from_secs(2),
             recheck: Duration::from_millis(10),
             end_grace: Duration::from_secs(5),
             kill_wait: Duration::from_secs(5),
             confirm: Duration::from_secs(10),
-            path: Duration::from_secs(10),
+            path: Duration::from_secs(4),
+            silent: Duration::from_millis(500),
+            silent_grace: Duration::from_secs(1),
             hung: Duration::from_secs(10),
             unanswered: Duration::from_secs(60),
         }

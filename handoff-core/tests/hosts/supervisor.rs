@@ -20,6 +20,7 @@ fn supervisor_outcome(dice: &mut Dice<'_>, n: u32) -> supervisor::Outcome {
             LockState::Unknown,
             LockState::Held { pid: Some(pid) },
             LockState::Held { pid: None },
+            LockState::Stopped { pid },
         ])),
         5 => Outcome::Signalled(flip(dice)),
         6 => Outcome::Reaped { pid },
@@ -246,7 +247,7 @@ impl Base {
                         self.terms.insert(pid, self.now);
                     } else {
                         let asked = self.terms.get(&pid).map(|&at| self.now.saturating_since(at));
-                        assert!(asked >= Some(5.s()), "R14: {pid} had no time to end by itself");
+                        assert!(asked >= Some(1.s()), "R14: {pid} had no time to end by itself");
                     }
                 }
                 if let supervisor::Effect::Signal { pid, signal: daemon::Signal::Term } = effect

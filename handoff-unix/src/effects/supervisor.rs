@@ -15,7 +15,7 @@ use crate::control::ControlPath;
 use crate::journal::{JournalFile, Loaded};
 use crate::lock;
 use crate::probe::{Users, probed};
-use crate::process::{PidFd, ProcessGroup, Signal};
+use crate::process::{PidFd, ProcessGroup, Signal, is_stopped, start_time};
 use crate::spawn::{Child, Launch, SpawnError, SpawnRole, spawn};
 use crate::stream::ControlStream;
 
@@ -362,13 +362,6 @@ fn write_entry(journal: &JournalFile, entry: Entry, started: &[u32]) -> io::Resu
     journal.write(&bytes)
 }
 
-/// When a process was started, in clock ticks since boot: field 22 of its `stat`, counted behind the
-/// name, which may hold anything.
-fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
 fn done(work: impl FnOnce() -> Outcome + Send + 'static) -> Job<Completion> {
     Box::new(move || Completion(Done::Outcome(work())))
 }
@@ -394,14 +387,17 @@ fn connect(control: &ControlPath) -> io::Result<(ControlStream, Option<PidFd>)> 
 }
 
 fn check_lock(data_dir: Option<PathBuf>, by: Option<u32>) -> LockState {
-    if let (Some(dir), Some(pid)) = (&data_dir, by)
-        && lock::is_held_by(dir, pid)
-    {
-        return LockState::Held { pid: by };
-    }
-    match data_dir.map(|dir| lock::lock_state(&dir)) {
-        Some(lock::LockState::Held { pid }) => LockState::Held { pid },
-        Some(lock::LockState::Free) => LockState::Free,
-        Some(lock::LockState::Unknown) | None => LockState::Unknown,
+    let Some(dir) = data_dir else { return LockState::Unknown };
+    let holder = match by.filter(|pid| lock::is_held_by(&dir, *pid)) {
+        Some(pid) => Some(pid),
+        None => match lock::lock_state(&dir) {
+            lock::LockState::Held { pid } => pid,
+            lock::LockState::Free => return LockState::Free,
+            lock::LockState::Unknown => return LockState::Unknown,
+        },
+    };
+    match holder {
+        Some(pid) if is_stopped(pid) => LockState::Stopped { pid },
+        pid => LockState::Held { pid },
     }
 }
