@@ -213,12 +213,16 @@ fn shows(sabotage: Sabotage, finding: &Finding) -> bool {
         Sabotage::SealsTwice => matches!(violation, Violation::HookTwice { job: Job::Seal, .. }),
         Sabotage::HealthIgnored => matches!(violation, Violation::Unhealthy { .. }),
         Sabotage::BeatsRegardless => matches!(violation, Violation::Unread { .. }),
+        Sabotage::AsksOnce => matches!(violation, Violation::Overlooked { .. }),
         Sabotage::ForgetsRetry | Sabotage::ForgetsPath | Sabotage::ForgetsHello => {
             matches!(violation, Violation::AtRest { .. })
         }
         // Something is waited for that never comes.
         Sabotage::ReadyWhenBegun | Sabotage::TimelessDaemons | Sabotage::TimelessSupervisor => {
-            matches!(violation, Violation::Trace | Violation::NextFails { .. })
+            matches!(
+                violation,
+                Violation::Trace | Violation::NextFails { .. } | Violation::Undone { .. }
+            )
         }
     }
 }

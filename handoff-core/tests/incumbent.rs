@@ -467,6 +467,16 @@ fn a_commit_during_a_try_for_the_lock_is_obeyed_after_the_try() {
     o.expect([close(S), committed()]);
 }
 
+/// It has the lock, lets it go, and has it again.
+fn has_the_lock_twice(o: &mut O) {
+    o.done(locked());
+    o.expect([release_lock()]);
+    o.done(released());
+    o.passes(1020.ms());
+    o.expect([take_lock()]);
+    o.done(locked());
+}
+
 /// I5, R8, C2: who gets the lock after the successor had it serves: the successor is gone. A Commit that
 /// was read while the lock was being tried does not make it give the lock away to nobody.
 #[test]
@@ -476,7 +486,7 @@ fn a_lock_that_is_had_after_a_commit_is_put_to_use() {
     o.expect([off(Off::Deadline), take_lock()]);
     o.hears(S, commit());
     o.quiet();
-    o.done(locked());
+    has_the_lock_twice(&mut o);
     o.expect_among(hook(Hook::Resume));
 }
 
@@ -486,12 +496,74 @@ fn a_commit_of_a_successor_that_is_gone_is_not_obeyed() {
     let mut o = O::sealed();
     o.hears(S, commit());
     o.expect([take_lock()]);
-    o.done(locked());
+    has_the_lock_twice(&mut o);
     o.expect([hook(Hook::Resume), claim_path()]);
     o.done(claimed());
     o.done(resumed());
     o.expect([resumed_event(), close(S)]);
     assert_eq!(o.machine.state_name(), "serving");
+}
+
+/// I5, C2 as amended: who is held up until the next handoff may have the lock between two others. It lets
+/// go, and finds it held when they have had their time.
+#[test]
+fn a_lock_that_is_had_between_two_others_is_let_go() {
+    let mut o = O::sealed();
+    o.hears(S, commit());
+    o.loses(S);
+    o.expect([take_lock()]);
+    o.done(locked());
+    o.expect([release_lock()]);
+    o.done(released());
+    // The successor of the next handoff tries every 20 ms.
+    o.passes(1.s());
+    o.quiet();
+    o.passes(20.ms());
+    o.expect([take_lock()]);
+    o.done(lock_held());
+    o.expect([committed()]);
+}
+
+/// R8: a lock that cannot be let go is still held.
+#[test]
+fn a_lock_that_cannot_be_let_go_is_put_to_use() {
+    let mut o = O::sealed();
+    o.hears(S, commit());
+    o.done(locked());
+    o.expect([take_lock(), release_lock()]);
+    o.done(Outcome::Released(Err("no descriptor".into())));
+    o.expect([hook(Hook::Resume), claim_path()]);
+}
+
+/// R4: an Abort or ResumeAfterAbort behind that Commit says that the successor is gone: the lock is not let
+/// go, or tried again at once.
+#[test]
+fn a_lock_that_is_had_after_an_abort_is_put_to_use_at_once() {
+    for word in [abort(), resume()] {
+        let mut o = O::sealed();
+        o.hears(S, commit());
+        o.hears(S, word);
+        o.done(locked());
+        o.expect([take_lock(), hook(Hook::Resume), claim_path()]);
+    }
+    for late in [false, true] {
+        let mut o = O::sealed();
+        o.hears(S, commit());
+        o.done(locked());
+        o.expect([take_lock(), release_lock()]);
+        if late {
+            o.done(released());
+            o.quiet();
+            o.hears(S, resume());
+        } else {
+            o.hears(S, resume());
+            o.quiet();
+            o.done(released());
+        }
+        o.expect([take_lock()]);
+        o.done(locked());
+        o.expect([hook(Hook::Resume), claim_path()]);
+    }
 }
 
 /// R2, R4, I5: an Abort behind that Commit says that the successor is gone and its processes are being

@@ -523,12 +523,11 @@ fn an_answer_to_a_probe_from_before_the_end_is_no_rollback() {
     assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::OperatorAbort), None));
 }
 
-/// R4, R17: nor does the answer of one that was told to end.
-#[test]
-fn an_answer_of_one_that_was_told_to_end_is_no_rollback() {
+/// The incumbent has not answered the question with this stamp, and was told to end.
+fn told_to_end() -> (S, u64) {
     let mut s = setup().sealing();
     s.asks(Command::Abort);
-    s.asked();
+    let stamp = s.asked();
     s.passes(2.s());
     while !s.take().contains(&term(O_PID)) {
         s.done(held_by(O_PID));
@@ -538,6 +537,13 @@ fn an_answer_of_one_that_was_told_to_end_is_no_rollback() {
         s.done(nobody());
         assert!(s.now.since_origin() < 100.s(), "a hung incumbent is asked to end");
     }
+    (s, stamp)
+}
+
+/// R4, R17: nor does the answer of one that was told to end.
+#[test]
+fn an_answer_of_one_that_was_told_to_end_is_no_rollback() {
+    let (mut s, _) = told_to_end();
     s.loses(O);
     s.done(exited(N_PID));
     s.done(written());
@@ -549,6 +555,24 @@ fn an_answer_of_one_that_was_told_to_end_is_no_rollback() {
     s.expect([probe()]);
     s.done(nobody());
     s.done(exited(O_PID));
+    s.done(nobody());
+    assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::OperatorAbort), None));
+}
+
+/// R4, R17: nor does its word that it has resumed.
+#[test]
+fn the_word_of_one_that_was_told_to_end_is_no_rollback() {
+    let (mut s, _) = told_to_end();
+    s.done(exited(N_PID));
+    s.done(written());
+    s.done(reaped());
+    let stamp = s.asked();
+    s.hears(O, heartbeat(stamp));
+    s.quiet();
+    s.loses(O);
+    s.expect([probe()]);
+    s.done(exited(O_PID));
+    s.done(nobody());
     s.done(nobody());
     assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::OperatorAbort), None));
 }
@@ -1038,18 +1062,7 @@ fn ending_a_hung_incumbent_does_not_end_its_successor() {
 /// R5, R17: once it was told to end, its answer comes too late: it ends, and the successor must not.
 #[test]
 fn a_hung_incumbent_that_was_told_to_end_answers_too_late() {
-    let mut s = setup().sealing();
-    s.asks(Command::Abort);
-    let stamp = s.asked();
-    s.passes(2.s());
-    while !s.take().contains(&term(O_PID)) {
-        s.done(held_by(O_PID));
-        s.passes(10.ms());
-        s.hears(N, heartbeat(7));
-        s.hears_a_byte(O);
-        s.done(nobody());
-        assert!(s.now.since_origin() < 100.s(), "a hung incumbent is asked to end");
-    }
+    let (mut s, stamp) = told_to_end();
     s.hears(O, heartbeat(stamp));
     s.passes(10.ms());
     s.done(answered(O_PID));

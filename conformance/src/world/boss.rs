@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use handoff_core::daemon::{self, ConnId, Daemon};
+use handoff_core::daemon::{self, ConnId, Daemon, Signal};
 use handoff_core::supervisor::{self, LockState, Peer, Supervisor};
 use handoff_core::{Input, Machine, Message, Output};
 
@@ -29,6 +29,7 @@ impl World {
             listen(Line::SupervisorIn(&input, boss.machine.state_name()));
             let mut outputs = Vec::new();
             boss.machine.handle(NOW, input, &mut outputs);
+            self.check_unknown(&outputs);
             for output in outputs {
                 listen(Line::SupervisorOut(&output));
                 let done = self.supervisor_output(output, listen);
@@ -45,7 +46,11 @@ impl World {
     ) -> Option<supervisor::Outcome> {
         match output {
             Output::Send { to, message } => self.say(to, message, Way::Send),
-            Output::Beat { to, ts_ms } => self.say(to, Message::Heartbeat { ts_ms }, Way::Beat),
+            Output::Beat { to, ts_ms } => {
+                let asks = self.rules.sabotage != Some(Sabotage::AsksOnce);
+                let ts_ms = if asks { ts_ms } else { 0 };
+                self.say(to, Message::Heartbeat { ts_ms }, Way::Beat);
+            }
             Output::Answer { to, ts_ms } => {
                 self.say(to, Message::Heartbeat { ts_ms }, Way::Answer);
             }
@@ -58,6 +63,11 @@ impl World {
                     supervisor::Effect::Reap { pid } => Job::Reap(pid),
                     supervisor::Effect::Journal(_) => Job::Journal,
                     supervisor::Effect::Signal { pid, signal } => {
+                        if let Some(boss) = &mut self.boss
+                            && signal == Signal::Term
+                        {
+                            boss.ended.push(pid);
+                        }
                         self.signal(pid, signal, listen);
                         return Some(supervisor::Outcome::Signalled(Ok(())));
                     }

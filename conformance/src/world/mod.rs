@@ -224,6 +224,7 @@ impl World {
                 };
                 if let Some(boss) = &mut self.boss {
                     boss.successor = None;
+                    boss.ended.clear();
                 }
                 self.tell_supervisor(Input::Command(command), listen);
             }

@@ -2,11 +2,12 @@
 
 use std::fmt;
 
-use handoff_core::Machine;
 use handoff_core::daemon::Ended;
-use handoff_core::supervisor::{Report, Verdict};
+use handoff_core::supervisor::{self, Event, Report, Verdict};
+use handoff_core::{Machine, Output};
 
 use super::process::{Death, Effort, Job, Pid, SUPERVISOR, Status, Worker};
+use super::wire::Wire;
 use super::{LastDeath, World};
 
 /// How many heartbeats wait on a connection for one that does not read, at most (T4): one that nothing
@@ -118,6 +119,22 @@ pub enum Violation {
         /// Who does.
         serving: Option<Pid>,
     },
+    /// A handoff that nothing has disturbed is not committed.
+    Undone {
+        /// What was reported.
+        verdict: Verdict,
+    },
+    /// R17: the report says that one serves which its supervisor has signalled to end.
+    ToldToEnd {
+        /// Which process.
+        pid: Pid,
+    },
+    /// R4: the report says that nothing is proven, and the incumbent, which is asked on a connection
+    /// that stands, serves and has nothing left to read or to say.
+    Overlooked {
+        /// The incumbent.
+        pid: Pid,
+    },
     /// I6: the next handoff, undisturbed, is not committed.
     NextFails {
         /// What became of it.
@@ -184,6 +201,10 @@ impl World {
     /// The successor of a handoff that is undone is no more (R4), and who is said to serve does.
     pub(super) fn check_report(&mut self, report: &Report) {
         let (verdict, reported) = (report.verdict, report.serving);
+        // An incumbent that was held up in the first may be in the way of the third.
+        if self.spent == 0 && self.handoffs <= 2 && verdict != Verdict::Committed {
+            self.broke(Violation::Undone { verdict });
+        }
         let undone = matches!(verdict, Verdict::RolledBack | Verdict::Refused);
         let successor = self.boss.as_ref().and_then(|boss| boss.successor);
         let left = successor.filter(|&pid| self.worker(pid).is_some());
@@ -191,12 +212,34 @@ impl World {
             self.broke(Violation::LeftBehind { pid, verdict });
         }
         let seen = matches!(verdict, Verdict::RolledBack | Verdict::Committed);
-        if let Some(pid) = reported.filter(|_| seen)
-            && !self.has_changed(pid)
-            && !self.has_data(pid)
-        {
+        let Some(pid) = reported.filter(|_| seen) else { return };
+        if self.boss.as_ref().is_some_and(|boss| boss.ended.contains(&pid)) {
+            self.broke(Violation::ToldToEnd { pid });
+        }
+        if !self.has_changed(pid) && !self.has_data(pid) {
             let serving = self.serving();
             self.broke(Violation::Untrue { verdict, reported, serving });
+        }
+    }
+
+    /// Nothing is proven only where the incumbent could not prove it (R4). To be called before any of
+    /// these outputs is carried out: the connections are closed with the report.
+    pub(super) fn check_unknown(&mut self, outputs: &[supervisor::Output]) {
+        let report = outputs.iter().find_map(|output| match output {
+            Output::Event(Event::Finished(report)) => Some(report),
+            _ => None,
+        });
+        if report.is_none_or(|report| report.verdict != Verdict::Unknown) {
+            return;
+        }
+        let answered = |wire: &&Wire| {
+            let pid = wire.daemon;
+            let steady = !self.is_legacy(pid, wire.conn);
+            let stays = self.worker(pid).is_some_and(|worker| !worker.term);
+            wire.asks_incumbent() && steady && stays && self.has_resumed(pid)
+        };
+        if let Some(pid) = self.wires.iter().find(answered).map(|wire| wire.daemon) {
+            self.broke(Violation::Overlooked { pid });
         }
     }
 
@@ -252,11 +295,16 @@ impl World {
             && self.lock == Some(pid)
     }
 
+    /// Whether this process runs, has its data, and says that it does.
+    fn has_resumed(&self, pid: Pid) -> bool {
+        self.has_data(pid) && self.says_hello(pid)
+    }
+
     /// Whether this process serves: it accepts, its data is open under the lock, and who asks on the
     /// control path learns that it does.
     #[must_use]
     pub fn serves(&self, pid: Pid) -> bool {
-        self.has_data(pid) && self.path == Some(pid) && self.says_hello(pid)
+        self.has_resumed(pid) && self.path == Some(pid)
     }
 
     /// Who serves.

@@ -130,6 +130,8 @@ pub(super) struct Boss {
     pub(super) to_start: bool,
     /// Whom it started in the handoff under way.
     pub(super) successor: Option<Pid>,
+    /// Whom it has signalled to end in that handoff.
+    pub(super) ended: Vec<Pid>,
 }
 
 impl Boss {
@@ -143,6 +145,7 @@ impl Boss {
             serving: None,
             to_start: true,
             successor: None,
+            ended: Vec::new(),
         }
     }
 

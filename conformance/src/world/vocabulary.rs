@@ -159,11 +159,13 @@ pub enum Sabotage {
     ForgetsPath,
     /// T5, C3: the supervisor forgets when a warm-up is overdue; its other deadlines stand.
     ForgetsHello,
+    /// R4: the supervisor's heartbeats do not repeat its open question.
+    AsksOnce,
 }
 
 impl Sabotage {
     /// All there are.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::ReleasedWhenAsked,
         Self::LockedRegardless,
         Self::ReleasedBeforeSeal,
@@ -182,6 +184,7 @@ impl Sabotage {
         Self::ForgetsRetry,
         Self::ForgetsPath,
         Self::ForgetsHello,
+        Self::AsksOnce,
     ];
 }
 

@@ -108,6 +108,14 @@ impl Wire {
         }
     }
 
+    /// Whether the supervisor and an incumbent speak here, and neither has anything unread.
+    pub(super) fn asks_incumbent(&self) -> bool {
+        let stands =
+            self.conn.is_some() && self.supervisor_open && self.daemon_open && !self.broken;
+        let read = self.to_supervisor.is_empty() && self.to_daemon.is_empty();
+        self.peer == Peer::Incumbent && stands && read
+    }
+
     /// Whether bytes wait to be read.
     pub(super) fn has_bytes(&self, to: End) -> bool {
         match to {
@@ -358,7 +366,7 @@ impl World {
     }
 
     /// Whether this daemon speaks on this connection as an incumbent of beyond-handoff does.
-    fn is_legacy(&self, pid: Pid, conn: Option<ConnId>) -> bool {
+    pub(super) fn is_legacy(&self, pid: Pid, conn: Option<ConnId>) -> bool {
         self.rules.legacy && pid.is_multiple_of(2) && conn != Some(ConnId::SUPERVISOR)
     }
 

@@ -203,7 +203,8 @@ impl World {
             (Job::ReleaseLock, _) => {
                 if self.lock == Some(pid) {
                     self.lock = None;
-                } else {
+                // Who was told so lets go of it in good faith.
+                } else if self.rules.sabotage != Some(Sabotage::LockedRegardless) {
                     self.broke(Violation::ReleasedUnheld { pid });
                 }
                 daemon::Outcome::Released(Ok(()))

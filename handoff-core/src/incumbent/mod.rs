@@ -96,9 +96,10 @@ enum Step {
     Sealed,
     /// The lock is being taken back.
     Reclaiming(Reclaiming),
-    /// Commit was read, and the lock is tried once: it is the successor's, or else the successor is
-    /// gone, the verdict came too late, and this process serves on.
-    Yielding,
+    /// Commit was read, and the lock is tried: it is the successor's, or else the successor is gone, the
+    /// verdict came too late, and this process serves on. `again`: it was had once, and let go, because
+    /// it may have been on its way from the successor to the next one.
+    Yielding { again: bool },
     /// The lock is held; the resume hook runs and the control path is claimed. `hang_up` where
     /// closing the connection is the answer that the supervisor waits for.
     Resuming { open: bool, hang_up: bool },
@@ -298,7 +299,7 @@ impl Incumbent {
                 | Step::Drained
                 | Step::Sealing { .. }
                 | Step::Releasing { .. }
-                | Step::Yielding
+                | Step::Yielding { .. }
                 | Step::Resuming { .. } => None,
             },
             State::Serving | State::Handoff(_) | State::Retiring(_) | State::Ended => None,
@@ -307,7 +308,7 @@ impl Incumbent {
             // It holds the lock, or was told that the handoff is off: it goes on serving (C2).
             return self.refuse(now, from, unexpected, out);
         };
-        handoff.step = Step::Yielding;
+        handoff.step = Step::Yielding { again: false };
         self.timers.clear(Timer::RetryLock);
         if !trying {
             out.push(os(OsEffect::TakeLock));
@@ -360,7 +361,7 @@ impl Incumbent {
                 first
             }
             Step::Drained | Step::Sealed => true,
-            Step::Reclaiming(_) | Step::Yielding | Step::Resuming { .. } => false,
+            Step::Reclaiming(_) | Step::Yielding { .. } | Step::Resuming { .. } => false,
         };
         if first {
             out.push(Output::Event(Event::HandoffOff { id, why }));
@@ -568,14 +569,32 @@ impl Incumbent {
                 self.timers.clear(Timer::EndGrace);
                 out.push(Output::Event(Event::SuccessorNotEnded(reason)));
             }
-            (Step::Yielding, Outcome::Lock(Ok(()))) => self.resume(true, out),
-            (Step::Yielding, Outcome::Lock(Err(failure))) if handoff.aborted => {
+            (Step::Yielding { again: again @ false }, Outcome::Lock(Ok(())))
+                if !handoff.aborted =>
+            {
+                *again = true;
+                out.push(os(OsEffect::ReleaseLock));
+            }
+            // Who was kept from the lock by that has had its time.
+            (Step::Yielding { .. }, Outcome::Lock(Ok(())) | Outcome::Released(Err(_))) => {
+                self.resume(true, out);
+            }
+            (Step::Yielding { .. }, Outcome::Released(Ok(()))) if handoff.aborted => {
+                self.try_lock(out);
+            }
+            (Step::Yielding { .. }, Outcome::Released(Ok(()))) => {
+                let timing = self.config.timing;
+                self.timers.set(Timer::RetryLock, now + timing.pulse.every + timing.retry);
+            }
+            (Step::Yielding { .. }, Outcome::Lock(Err(failure))) if handoff.aborted => {
                 out.push(Output::Event(Event::LockRefused(failure.clone())));
                 let reclaiming = Reclaiming { last: Some(failure), ..Reclaiming::default() };
                 handoff.step = Step::Reclaiming(reclaiming);
                 self.retry_lock_later(now);
             }
-            (Step::Yielding, Outcome::Lock(Err(_))) => self.end(Ended::Committed { id }, out),
+            (Step::Yielding { .. }, Outcome::Lock(Err(_))) => {
+                self.end(Ended::Committed { id }, out)
+            }
             (Step::Resuming { open, .. }, Outcome::Resumed(Ok(()))) => {
                 *open = true;
                 self.resumed_if_complete(now, out);
@@ -649,8 +668,8 @@ impl Incumbent {
         if let State::Handoff(Handoff { step: Step::Reclaiming(reclaiming), .. }) = &mut self.state
         {
             reclaiming.trying = true;
-            out.push(os(OsEffect::TakeLock));
         }
+        out.push(os(OsEffect::TakeLock));
     }
 
     /// The lock is held by another, and the supervisor is gone: who serves? (R2)
@@ -849,7 +868,7 @@ impl Machine for Incumbent {
                 Step::Sealing { .. } => "sealing",
                 Step::Releasing { .. } => "releasing the lock",
                 Step::Sealed => "sealed",
-                Step::Reclaiming(_) | Step::Yielding => "taking the lock back",
+                Step::Reclaiming(_) | Step::Yielding { .. } => "taking the lock back",
                 Step::Resuming { .. } => "resuming",
             },
             State::Retiring(_) => "stopping",

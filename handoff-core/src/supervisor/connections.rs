@@ -141,8 +141,7 @@ impl Supervisor {
         let steady = swap.incumbent.steady;
         match (from, message) {
             (Peer::Incumbent, Message::Heartbeat { ts_ms }) => {
-                if at == At::Confirming && ts_ms == ASK_RESUMED && steady && !swap.incumbent.exited
-                {
+                if at == At::Confirming && ts_ms == ASK_RESUMED && steady && swap.answers() {
                     let serving = swap.incumbent.pid;
                     return self.finish(Verdict::RolledBack, serving, out);
                 }

@@ -61,11 +61,9 @@ impl Supervisor {
         }
     }
 
-    /// The incumbent is there, as of now; but what one that has exited had said before answers nothing
-    /// (R5).
+    /// The incumbent is there, as of now.
     pub(super) fn incumbent_answered(&mut self, now: Instant, out: &mut Out) {
-        let live = |swap: &&mut Swap| !swap.doomed && !swap.incumbent.exited;
-        let Some(swap) = self.swap().filter(live) else { return };
+        let Some(swap) = self.swap().filter(|swap| swap.answers()) else { return };
         match swap.at {
             At::Asking | At::Promoting => self.end_successor(now, out),
             At::Opening if swap.promoted => self.end_successor(now, out),
@@ -172,7 +170,6 @@ impl Supervisor {
         self.close(Peer::Successor, out);
         self.journal(Step::Idle, out);
         self.timers = Timers::default();
-        self.forget_flights();
         if let State::Swap(swap) = core::mem::replace(&mut self.state, State::Idle) {
             let stuck = swap.successor.leader.filter(|_| swap.successor.stuck);
             out.push(Output::Event(Event::Finished(Report {

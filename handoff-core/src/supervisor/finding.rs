@@ -7,7 +7,10 @@ impl Supervisor {
         let started = None;
         let finding =
             Finding { own, started, spawning: false, ending: None, stopped: false, told: false };
-        self.forget_flights();
+        // A look at the lock that was asked for earlier tells nothing of now.
+        if self.check == Flight::Out {
+            self.check = Flight::Stale;
+        }
         self.state = State::Finding(finding);
         self.want_probe(out);
     }

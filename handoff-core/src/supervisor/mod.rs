@@ -266,15 +266,6 @@ impl Supervisor {
         fresh
     }
 
-    /// What is in flight was asked for a handoff or a search that is over.
-    fn forget_flights(&mut self) {
-        for flight in [&mut self.probe, &mut self.check, &mut self.connect] {
-            if *flight == Flight::Out {
-                *flight = Flight::Stale;
-            }
-        }
-    }
-
     fn recheck_later(&mut self, now: Instant) {
         self.timers.set(Timer::Recheck, now + self.config.timing.recheck);
     }
@@ -776,6 +767,12 @@ impl Swap {
             Peer::Incumbent => &mut self.incumbent.link,
             Peer::Successor => &mut self.successor.link,
         }
+    }
+
+    /// Whether what the incumbent says is an answer: not what one that has exited had said before, nor what
+    /// one says that was told to end (R5, R17).
+    const fn answers(&self) -> bool {
+        !self.doomed && !self.incumbent.exited
     }
 
     fn trouble_is(&self, reason: Reason) -> bool {
