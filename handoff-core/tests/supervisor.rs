@@ -577,6 +577,30 @@ fn the_word_of_one_that_was_told_to_end_is_no_rollback() {
     assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::OperatorAbort), None));
 }
 
+/// R17, I5: one that hangs while it is to resume is ended, so that another can be started; it counts as
+/// gone then, and a word of it in between means nothing.
+#[test]
+fn an_incumbent_that_hangs_before_it_has_resumed_is_ended() {
+    let mut s = setup().confirming();
+    s.passes(5.s());
+    s.expect_among(close(O));
+    s.done(nobody());
+    s.passes(499.ms());
+    s.expect_without(is_signal);
+    s.passes(1.ms());
+    s.expect_among(term(O_PID));
+    s.passes(1.s());
+    s.expect_among(kill(O_PID));
+    s.done(answered(O_PID));
+    s.expect_without(|output| matches!(output, Output::Event(Event::Finished(_))));
+    s.done(exited(O_PID));
+    s.passes(10.ms());
+    s.done(nobody());
+    s.done(nobody());
+    let (verdict, _, serving) = s.verdict();
+    assert_eq!((verdict, serving), (Verdict::Unknown, None));
+}
+
 /// R4: no ResumeAfterAbort and no Abort after SealFailed: the incumbent has resumed by itself, which a
 /// probe tells.
 #[test]

@@ -36,6 +36,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked who holds the lock.
 const WATCH: Duration = Duration::from_millis(10);
 
+/// How long nobody takes a step where nothing is under way.
+const QUIET: Duration = Duration::from_millis(100);
+
 /// How many times a step of one kind is told apart.
 const OCCURRENCES: u32 = 2;
 
@@ -221,6 +224,8 @@ struct Run<'a> {
     strikes: Vec<Strike>,
     struck: u32,
     last_blow: Option<Instant>,
+    /// Until then nobody needs to serve, because nobody has served yet.
+    cold: Option<Instant>,
     victims: Vec<Victim>,
     counts: BTreeMap<(Role, Moment, String), u32>,
     steps: Vec<Step>,
@@ -232,6 +237,10 @@ struct Run<'a> {
     serving: Option<u32>,
     report: Option<(String, bool)>,
     stopped: Option<Vec<u32>>,
+    /// No supervisor is started any more.
+    ending: bool,
+    /// When a process was last held.
+    last_step: Instant,
     log: Arc<OwnedFd>,
 }
 
@@ -270,6 +279,7 @@ impl<'a> Run<'a> {
             strikes: case.strikes.clone(),
             struck: 0,
             last_blow: None,
+            cold: None,
             victims: Vec::new(),
             counts: BTreeMap::new(),
             steps: Vec::new(),
@@ -280,6 +290,8 @@ impl<'a> Run<'a> {
             serving: None,
             report: None,
             stopped: None,
+            ending: false,
+            last_step: Instant::now(),
             log: Arc::new(writer.into()),
         })
     }
@@ -303,6 +315,7 @@ impl<'a> Run<'a> {
             run.report.is_some() || run.boss.is_none() || run.bosses > bosses
         });
         self.recording = false;
+        self.until("somebody serves, and is known", Self::rests);
         self.until("it is over what happened", |run| run.later.is_empty());
         self.until("somebody serves, and is known", Self::rests);
         self.handoff(self.case.successor.well());
@@ -332,7 +345,9 @@ impl<'a> Run<'a> {
 
     /// The supervisor has said who serves, after all that happened, and clients know it too.
     fn rests(&self) -> bool {
-        self.boss.is_some() && self.serving.is_some() && self.served_since_blow()
+        // What comes behind a report has come by then, as the journal's last entry.
+        let quiet = self.last_step.elapsed() > QUIET;
+        quiet && self.boss.is_some() && self.serving.is_some() && self.served_since_blow()
     }
 
     fn served_since_blow(&self) -> bool {
@@ -431,6 +446,7 @@ impl<'a> Run<'a> {
                 }
                 Later::Answer(held) => {
                     self.tell(format!("pid {} has its answer", held.pid));
+                    self.over(held.pid);
                     held.answer(Answer::Go);
                 }
                 Later::Lift(lift) => {
@@ -444,7 +460,7 @@ impl<'a> Run<'a> {
         // As whoever watches over a supervisor does: once its daemons have shown that they need none,
         // or there are none.
         let nobody = self.daemons.iter().all(|pid| self.gone.contains(pid));
-        if self.boss.is_none() && self.stopped.is_none() && (nobody || self.served_since_blow()) {
+        if self.boss.is_none() && !self.ending && (nobody || self.served_since_blow()) {
             self.employ();
         }
     }
@@ -463,7 +479,6 @@ impl<'a> Run<'a> {
 
     fn departed(&mut self, pid: u32) {
         self.gone.push(pid);
-        self.watch.remove(pid);
         self.over(pid);
     }
 
@@ -516,6 +531,7 @@ impl<'a> Run<'a> {
 
     fn held(&mut self, held: Held) {
         let (role, pid) = (self.role(held.pid), held.pid);
+        self.last_step = Instant::now();
         let count = self.counts.entry((role, held.moment, held.what.clone())).or_default();
         *count += 1;
         let nth = *count;
@@ -529,7 +545,7 @@ impl<'a> Run<'a> {
         }
         if let Some(place) = strike {
             let Strike { on, blow, .. } = self.strikes.remove(place);
-            return self.strike(held, on, blow);
+            return self.strike(held, role, on, blow);
         }
         held.answer(Answer::Go);
     }
@@ -545,7 +561,7 @@ impl<'a> Run<'a> {
         pid.filter(|pid| !self.gone.contains(pid))
     }
 
-    fn strike(&mut self, held: Held, on: Role, blow: Blow) {
+    fn strike(&mut self, held: Held, role: Role, on: Role, blow: Blow) {
         let Some(pid) = self.who(on) else {
             self.tell(format!("{on:?} is not there to be struck"));
             return held.answer(Answer::Go);
@@ -570,9 +586,13 @@ impl<'a> Run<'a> {
                 signal(pid, Signal::STOP);
                 held.answer(Answer::Go);
                 self.later.push((after(ms), Later::Continue(pid)));
+                // One that hangs before anybody has served may be opening its data, and is waited for.
+                self.cold = (self.serving.is_none() && role == Role::O).then(|| after(ms));
                 true
             }
             Blow::Stall(ms) => {
+                // It may be ended by force.
+                self.victims.push(Victim { pid, from: now, to: None });
                 self.later.push((after(ms), Later::Answer(held)));
                 true
             }
@@ -641,6 +661,7 @@ impl<'a> Run<'a> {
                 Later::Over => {}
             }
         }
+        self.ending = true;
         self.order(&Order::Stop);
         self.until("the supervisor stops", |run| run.stopped.is_some() && run.boss.is_none());
         if let Some(left) = self.stopped.take().filter(|left| !left.is_empty()) {
@@ -691,8 +712,9 @@ impl<'a> Run<'a> {
             let (begun, over, why) = (at(*begun), at(*over), &failure.why);
             ran.problems.push(format!("I4: {key}, {begun:.3} s to {over:.3} s: {why}"));
         }
-        ran.gap = u64::try_from(gap(&record).as_millis()).unwrap_or(u64::MAX);
-        if gap(&record) > SERVES {
+        let gap = gap(&record, self.cold.unwrap_or(self.start));
+        ran.gap = u64::try_from(gap.as_millis()).unwrap_or(u64::MAX);
+        if gap > SERVES {
             ran.problems.push(format!("I5: nobody served for {} ms", ran.gap));
         }
         let _ = self.address;
@@ -742,9 +764,11 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The longest time between two acknowledgements.
-fn gap(record: &Record) -> Duration {
+/// The longest time between two acknowledgements, from then on.
+fn gap(record: &Record, from: Instant) -> Duration {
     let mut times: Vec<Instant> = record.acknowledged.iter().map(|request| request.over).collect();
+    times.retain(|over| *over > from);
+    times.push(from);
     times.sort();
     times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
 }
@@ -762,6 +786,13 @@ fn descriptors(pid: u32) -> Vec<String> {
     links.map(|link| link.to_string_lossy().into_owned()).collect()
 }
 
+/// When a process was started, in the kernel's words.
+fn birth(pid: u32) -> String {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let behind = stat.rsplit_once(')').map_or("", |(_, behind)| behind);
+    behind.split_ascii_whitespace().nth(19).unwrap_or_default().to_string()
+}
+
 /// The children of this process, and what they are.
 fn children() -> Vec<(u32, String)> {
     let own = std::process::id();
@@ -777,7 +808,7 @@ fn children() -> Vec<(u32, String)> {
 
 /// I1: looks all the time who holds the lock.
 struct Watch {
-    pids: Arc<Mutex<Vec<u32>>>,
+    pids: Arc<Mutex<Vec<(u32, String)>>>,
     over: Arc<AtomicBool>,
     thread: thread::JoinHandle<Option<String>>,
 }
@@ -789,8 +820,11 @@ impl Watch {
         let thread = thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 let pids = watched.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let holds = |pid: &u32| is_held_by(&data_dir, *pid);
-                let holders: Vec<u32> = pids.iter().copied().filter(holds).collect();
+                // The number of one that has ended may have come to mean another's thread.
+                let holds = |(pid, born): &(u32, String)| {
+                    is_held_by(&data_dir, *pid) && birth(*pid) == *born
+                };
+                let holders: Vec<_> = pids.into_iter().filter(holds).collect();
                 // One may have let go before the other took it, between the two looks.
                 if holders.len() > 1 && holders.iter().all(holds) {
                     return Some(format!("I1: the lock is held by {holders:?}"));
@@ -803,13 +837,7 @@ impl Watch {
     }
 
     fn add(&self, pid: u32) {
-        self.pids.lock().unwrap_or_else(PoisonError::into_inner).push(pid);
-    }
-
-    /// Its number may come to mean another's thread.
-    fn remove(&self, pid: u32) {
-        let mut pids = self.pids.lock().unwrap_or_else(PoisonError::into_inner);
-        pids.retain(|watched| *watched != pid);
+        self.pids.lock().unwrap_or_else(PoisonError::into_inner).push((pid, birth(pid)));
     }
 
     fn stop(self) -> Option<String> {

@@ -70,7 +70,13 @@ impl Supervisor {
         // Silence is worse a sign than an end: who has closed may be opening its data by itself (R3).
         let patience = if swap.successor.silent { timing.silent } else { timing.unanswered };
         match (peer, at) {
-            (Peer::Incumbent, At::Asking | At::Confirming) | (Peer::Successor, At::Committing) => {
+            (Peer::Incumbent, At::Asking) | (Peer::Successor, At::Committing) => {
+                self.want_probe(out);
+            }
+            (Peer::Incumbent, At::Confirming) => {
+                if swap.incumbent.silent {
+                    self.timers.set(Timer::Hung, now + timing.silent);
+                }
                 self.want_probe(out);
             }
             (Peer::Incumbent, At::Connecting | At::Preparing | At::Drained | At::Sealing) => {

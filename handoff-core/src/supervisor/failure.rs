@@ -146,11 +146,14 @@ impl Supervisor {
         swap.at = At::Confirming;
         let resume =
             swap.incumbent.link == Link::Acked && !swap.seal_failed && !swap.successor.stuck;
-        let steady = swap.incumbent.steady;
+        let (steady, silent) = (swap.incumbent.steady, swap.incumbent.silent);
         let id = swap.id;
         self.timers
             .retain(|t| t == Timer::Beat(Peer::Incumbent) || t == Timer::Silence(Peer::Incumbent));
         self.timers.set(Timer::Confirm, limit);
+        if silent {
+            self.timers.set(Timer::Hung, now + self.config.timing.silent);
+        }
         if resume {
             let message = Message::ResumeAfterAbort { handoff_id: id };
             out.push(Output::Send { to: Peer::Incumbent, message });
