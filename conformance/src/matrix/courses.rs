@@ -16,58 +16,32 @@ const STALL: u64 = 6_000;
 /// How long something is not to be had.
 const LACK: u64 = 3_000;
 
-/// A handoff without a blow: each is played once to learn its steps.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Course {
-    /// What it is called.
-    pub name: &'static str,
-    /// What goes wrong with the successor.
-    fault: Option<&'static str>,
-}
+/// The adapters that have an example daemon.
+pub const ADAPTERS: [&str; 3] = ["blocking", "tokio", "smol"];
 
-/// All of them.
+/// Handoffs without a blow, on an adapter, with its example daemons: each is played once to learn its
+/// steps.
 #[must_use]
-pub fn courses() -> Vec<Course> {
-    vec![
-        Course { name: "commit", fault: None },
-        Course { name: "unhealthy", fault: Some("KV_UNHEALTHY") },
-        Course { name: "dies", fault: Some("KV_DIE_AFTER_BEGIN") },
-    ]
-}
-
-impl Course {
-    /// The course on an adapter, with the example daemons.
-    #[must_use]
-    pub fn case(&self, adapter: &str) -> Case {
-        let daemon = |fault: Option<&str>| Actor::Example {
-            adapter: adapter.into(),
-            fault: fault.map(str::to_string),
-        };
-        Case {
-            name: format!("{adapter}: {}", self.name),
-            supervisor: adapter.into(),
-            incumbent: daemon(None),
-            successor: daemon(self.fault),
-            limits: Limits::default(),
-            strikes: Vec::new(),
-            mounts: false,
-        }
-    }
-}
-
-/// Which runs are wanted.
-#[derive(Clone, Debug, Default)]
-pub struct Pick {
-    /// Only those whose name holds all of these words.
-    pub words: Vec<String>,
-}
-
-impl Pick {
-    /// Whether it is wanted.
-    #[must_use]
-    pub fn takes(&self, name: &str) -> bool {
-        self.words.iter().all(|word| name.contains(word))
-    }
+pub fn courses(adapter: &str) -> Vec<Case> {
+    let daemon = |fault: Option<&str>| Actor::Example {
+        adapter: adapter.into(),
+        fault: fault.map(str::to_string),
+    };
+    let courses = [
+        ("commit", None),
+        ("rollback of an unhealthy successor", Some("KV_UNHEALTHY")),
+        ("rollback of one that dies", Some("KV_DIE_AFTER_BEGIN")),
+    ];
+    let case = |(name, fault)| Case {
+        name: format!("{adapter}: {name}"),
+        supervisor: adapter.into(),
+        incumbent: daemon(None),
+        successor: daemon(fault),
+        limits: Limits::default(),
+        strikes: Vec::new(),
+        mounts: false,
+    };
+    courses.map(case).into()
 }
 
 /// What can happen at a step, to whom.

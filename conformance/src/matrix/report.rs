@@ -86,8 +86,12 @@ pub struct Totals {
     pub refused: u64,
     /// Requests that a struck process had accepted, and took with it.
     pub cut: u64,
+    /// Requests that were answered that the daemon could not write.
+    pub declined: u64,
     /// The longest time in which nobody was served, in milliseconds (I5).
     pub gap: u64,
+    /// Runs that were played again, because the machine had stood still.
+    pub disturbed: u64,
     /// Runs in which something was wrong.
     pub failed: u64,
 }
@@ -95,18 +99,59 @@ pub struct Totals {
 /// What came of the runs, fault by step.
 #[derive(Debug, Default)]
 pub struct Table {
-    cells: BTreeMap<Step, Vec<(Role, Blow, Cell)>>,
+    cells: BTreeMap<Step, [Cell; COLUMNS.len()]>,
     /// All runs together.
     pub totals: Totals,
     /// Those in which something was wrong.
     pub failed: Vec<(Case, Result<Ran, String>)>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Cell {
-    Good,
-    Bad,
-    Idle,
+/// What came of one blow at one step, over all courses and adapters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Cell {
+    good: u32,
+    bad: u32,
+    idle: u32,
+}
+
+/// The columns, with what each is short for.
+const COLUMNS: [(&str, &str); 13] = [
+    ("exit", "it exits"),
+    ("kill", "it is killed"),
+    ("2s", "it is stopped for 2 s"),
+    ("12s", "it is stopped for 12 s"),
+    ("slow", "the step takes 6 s"),
+    ("fds", "no descriptor is free for 3 s"),
+    ("lock", "somebody else has the lock for 3 s"),
+    ("exe", "there is no binary for 3 s"),
+    ("full", "the file system is full for 3 s"),
+    ("ro", "it is read-only for 3 s"),
+    ("S", "the supervisor is killed there"),
+    ("O", "the incumbent is killed there"),
+    ("N", "the successor is killed there"),
+];
+
+/// The column of a blow to `on` at a step of `own`.
+fn column(own: Role, on: Role, blow: Blow) -> Option<usize> {
+    let name = match blow {
+        Blow::Kill if on != own => match on {
+            Role::S => "S",
+            Role::O => "O",
+            _ => "N",
+        },
+        Blow::Exit => "exit",
+        Blow::Kill => "kill",
+        Blow::Stop(..=5_000) => "2s",
+        Blow::Stop(_) => "12s",
+        Blow::Stall(_) => "slow",
+        Blow::NoDescriptors(_) => "fds",
+        Blow::LockHeld(_) => "lock",
+        Blow::NoBinary(_) => "exe",
+        Blow::Lacks(Shortage::Full, ..) => "full",
+        Blow::Lacks(Shortage::ReadOnly, ..) => "ro",
+        _ => return None,
+    };
+    COLUMNS.iter().position(|(column, _)| *column == name)
 }
 
 impl Table {
@@ -114,49 +159,95 @@ impl Table {
     pub fn add(&mut self, case: Case, ran: io::Result<Ran>) {
         let totals = &mut self.totals;
         totals.runs += 1;
-        let cell = match &ran {
-            Ok(ran) => {
-                totals.faults += u64::from(ran.struck);
-                totals.handoffs += u64::from(ran.handoffs);
-                totals.requests += ran.requests;
-                totals.acknowledged += ran.acknowledged;
-                totals.lost += ran.lost;
-                totals.refused += ran.refused;
-                totals.cut += ran.cut;
-                totals.gap = totals.gap.max(ran.gap);
-                match (ran.problems.is_empty(), ran.struck) {
-                    (false, _) => Cell::Bad,
-                    (true, 0) if !case.strikes.is_empty() => Cell::Idle,
-                    (true, _) => Cell::Good,
-                }
-            }
-            Err(_) => Cell::Bad,
-        };
-        totals.failed += u64::from(cell == Cell::Bad);
-        totals.idle += u64::from(cell == Cell::Idle);
-        if let [Strike { at, on, blow }] = &case.strikes[..] {
-            self.cells.entry(at.clone()).or_default().push((*on, *blow, cell));
+        let (mut bad, mut idle) = (true, false);
+        if let Ok(ran) = &ran {
+            totals.faults += u64::from(ran.struck);
+            totals.handoffs += u64::from(ran.handoffs);
+            totals.requests += ran.requests;
+            totals.acknowledged += ran.acknowledged;
+            totals.lost += ran.lost;
+            totals.refused += ran.refused;
+            totals.cut += ran.cut;
+            totals.declined += ran.declined;
+            totals.disturbed += u64::from(ran.disturbed);
+            totals.gap = totals.gap.max(ran.gap);
+            bad = !ran.problems.is_empty();
+            idle = !bad && ran.struck == 0 && !case.strikes.is_empty();
         }
-        if cell == Cell::Bad {
+        totals.failed += u64::from(bad);
+        totals.idle += u64::from(idle);
+        if let [Strike { at, on, blow }] = &case.strikes[..]
+            && let Some(column) = column(at.role, *on, *blow)
+        {
+            let cell = &mut self.cells.entry(at.clone()).or_default()[column];
+            match (bad, idle) {
+                (true, _) => cell.bad += 1,
+                (false, true) => cell.idle += 1,
+                (false, false) => cell.good += 1,
+            }
+        }
+        if bad {
             self.failed.push((case, ran.map_err(|error| error.to_string())));
         }
     }
+
+    /// Whether it has no cell: runs with two faults have none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.cells.is_empty()
+    }
+
+    /// The table: how many runs were good at each step with each fault; what is not, stands out.
+    #[must_use]
+    pub fn grid(&self) -> String {
+        use fmt::Write;
+        let mut text = format!("{:26}", "");
+        for (column, _) in COLUMNS {
+            let _ = write!(text, " {column:>4}");
+        }
+        for (step, cells) in &self.cells {
+            let mut name = step.to_string();
+            name.truncate(26);
+            let _ = write!(text, "\n{name:26}");
+            for cell in cells {
+                let cell = match *cell {
+                    Cell { good: 0, bad: 0, idle: 0 } => String::new(),
+                    Cell { bad: 0, good: 0, .. } => "-".into(),
+                    Cell { bad: 0, good, .. } => good.to_string(),
+                    Cell { bad, .. } => format!("!{bad}"),
+                };
+                let _ = write!(text, " {cell:>4}");
+            }
+        }
+        let _ = write!(text, "\n\n");
+        for (column, what) in COLUMNS {
+            let _ = writeln!(text, "  {column:>4}  {what}");
+        }
+        let _ = write!(
+            text,
+            "  How many runs were good; - the step was not taken in any; !n n were not good."
+        );
+        text
+    }
 }
 
-impl fmt::Display for Table {
+impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (step, cells) in &self.cells {
-            let count = |wanted: Cell| cells.iter().filter(|(.., cell)| *cell == wanted).count();
-            let (good, bad, idle) = (count(Cell::Good), count(Cell::Bad), count(Cell::Idle));
-            write!(f, "{:40} {good:3} good", step.to_string())?;
-            if bad > 0 {
-                write!(f, ", {bad} BAD")?;
-            }
-            if idle > 0 {
-                write!(f, ", {idle} not reached")?;
-            }
-            writeln!(f)?;
-        }
-        Ok(())
+        let Self { runs, faults, idle, handoffs, requests, acknowledged, .. } = self;
+        let Self { lost, refused, cut, declined, gap, disturbed, failed, .. } = self;
+        let mut line = |number: u64, what: &str| writeln!(f, "{number:>9}  {what}");
+        line(*runs, "runs")?;
+        line(*faults, "faults")?;
+        line(*idle, "runs whose fault did not come: the step was not taken this time")?;
+        line(*handoffs, "handoffs")?;
+        line(*requests, "requests")?;
+        line(*acknowledged, "writes acknowledged")?;
+        line(*lost, "of these lost")?;
+        line(*refused, "requests refused, or not answered")?;
+        line(*cut, "requests cut off, because the process that had them was struck")?;
+        line(*declined, "requests answered that the disk is full")?;
+        line(*gap, "ms at most in which nobody served")?;
+        line(*disturbed, "runs played again, because the machine had stood still")?;
+        write!(f, "{failed:>9}  runs in which something was wrong")
     }
 }

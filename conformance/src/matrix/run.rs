@@ -36,6 +36,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked who holds the lock.
 const WATCH: Duration = Duration::from_millis(10);
 
+/// A machine that does not run a thread for so long stands still.
+const STALL: Duration = Duration::from_millis(500);
+
 /// How long nobody takes a step where nothing is under way.
 const QUIET: Duration = Duration::from_millis(100);
 
@@ -153,12 +156,17 @@ pub struct Ran {
     pub declined: u64,
     /// The longest time in which nobody acknowledged anything (I5), in milliseconds.
     pub gap: u64,
+    /// For how long the machine stood still meanwhile, in milliseconds: a thread of the run that does
+    /// next to nothing was not run by it.
+    pub stalled: u64,
+    /// How often it was played before and the machine stood still.
+    pub disturbed: u32,
 }
 
 /// Plays the run in this process, and prints what came of it.
 pub(super) fn play(case: &Case) -> Result<u8, HookError> {
     become_subreaper()?;
-    let dir = tempfile::Builder::new().prefix("crash matrix ").tempdir()?;
+    let dir = tempfile::Builder::new().prefix("crash matrix ").tempdir_in(place())?;
     if case.mounts {
         shortage::mount(dir.path())?;
     }
@@ -171,6 +179,14 @@ pub(super) fn play(case: &Case) -> Result<u8, HookError> {
         shortage::unmount(dir.path());
     }
     Ok(0)
+}
+
+/// In memory, unless told otherwise: many runs at a time would wait for one disk, and what a process
+/// has written outlives it there as well.
+fn place() -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    let told = std::env::var_os("TMPDIR").is_some();
+    if memory.is_dir() && !told { memory.into() } else { std::env::temp_dir() }
 }
 
 enum Event {
@@ -307,7 +323,7 @@ impl<'a> Run<'a> {
             return;
         }
         // One that was started again watches over nobody it has started.
-        let first = self.boss.as_ref().filter(|_| self.bosses == 1);
+        let first = self.boss.as_ref().filter(|_| self.bosses == 1 && self.struck == 0);
         let before = first.map(|boss| (boss.pid, descriptors(boss.pid)));
         self.handoff(self.case.successor.clone());
         let bosses = self.bosses;
@@ -491,7 +507,9 @@ impl<'a> Run<'a> {
     }
 
     fn word(&mut self, pid: u32, word: Word) {
-        if self.boss.as_ref().is_none_or(|boss| boss.pid != pid) {
+        // Its last word may be heard after its end.
+        let last = matches!(word, Word::Stopped { .. });
+        if !last && self.boss.as_ref().is_none_or(|boss| boss.pid != pid) {
             return;
         }
         match word {
@@ -536,7 +554,8 @@ impl<'a> Run<'a> {
         *count += 1;
         let nth = *count;
         if nth <= OCCURRENCES {
-            self.tell(format!("{role:?} {pid} {} {}", held.moment, held.text));
+            let text: String = held.text.chars().take(48).collect();
+            self.tell(format!("{role} {pid} {} {text}", held.moment));
         }
         let step = Step { role, what: held.what.clone(), nth, moment: held.moment };
         let strike = self.strikes.iter().position(|strike| strike.at == step);
@@ -586,8 +605,10 @@ impl<'a> Run<'a> {
                 signal(pid, Signal::STOP);
                 held.answer(Answer::Go);
                 self.later.push((after(ms), Later::Continue(pid)));
-                // One that hangs before anybody has served may be opening its data, and is waited for.
-                self.cold = (self.serving.is_none() && role == Role::O).then(|| after(ms));
+                // While nobody has served yet nobody has to: a first daemon is waited for, because it may
+                // be opening its data.
+                let served = self.load.as_ref().and_then(Load::last_begun).is_some();
+                self.cold = (!served || self.serving.is_none()).then(|| after(ms));
                 true
             }
             Blow::Stall(ms) => {
@@ -668,7 +689,8 @@ impl<'a> Run<'a> {
             self.problems.push(format!("I6: the supervisor could not end {left:?}"));
         }
         self.leftovers();
-        self.problems.extend(self.watch.stop());
+        let (doubled, stalled) = self.watch.stop();
+        self.problems.extend(doubled);
         let mut ran = Ran {
             name: self.case.name.clone(),
             struck: self.struck,
@@ -683,6 +705,8 @@ impl<'a> Run<'a> {
             cut: 0,
             declined: 0,
             gap: 0,
+            stalled: 0,
+            disturbed: 0,
         };
         match stored(self.dir, self.case.incumbent.speaks()) {
             Ok(stored) => {
@@ -714,6 +738,7 @@ impl<'a> Run<'a> {
         }
         let gap = gap(&record, self.cold.unwrap_or(self.start));
         ran.gap = u64::try_from(gap.as_millis()).unwrap_or(u64::MAX);
+        ran.stalled = u64::try_from(stalled.as_millis()).unwrap_or(u64::MAX);
         if gap > SERVES {
             ran.problems.push(format!("I5: nobody served for {} ms", ran.gap));
         }
@@ -810,7 +835,7 @@ fn children() -> Vec<(u32, String)> {
 struct Watch {
     pids: Arc<Mutex<Vec<(u32, String)>>>,
     over: Arc<AtomicBool>,
-    thread: thread::JoinHandle<Option<String>>,
+    thread: thread::JoinHandle<(Option<String>, Duration)>,
 }
 
 impl Watch {
@@ -818,6 +843,7 @@ impl Watch {
         let (pids, over) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (watched, stopped) = (Arc::clone(&pids), Arc::clone(&over));
         let thread = thread::spawn(move || {
+            let (mut doubled, mut stalled) = (None, Duration::ZERO);
             while !stopped.load(Ordering::Relaxed) {
                 let pids = watched.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 // The number of one that has ended may have come to mean another's thread.
@@ -827,11 +853,14 @@ impl Watch {
                 let holders: Vec<_> = pids.into_iter().filter(holds).collect();
                 // One may have let go before the other took it, between the two looks.
                 if holders.len() > 1 && holders.iter().all(holds) {
-                    return Some(format!("I1: the lock is held by {holders:?}"));
+                    doubled.get_or_insert(format!("I1: the lock is held by {holders:?}"));
                 }
+                let parked = Instant::now();
                 thread::park_timeout(WATCH);
+                let late = parked.elapsed().saturating_sub(WATCH);
+                stalled += if late > STALL { late } else { Duration::ZERO };
             }
-            None
+            (doubled, stalled)
         });
         Self { pids, over, thread }
     }
@@ -840,8 +869,10 @@ impl Watch {
         self.pids.lock().unwrap_or_else(PoisonError::into_inner).push((pid, birth(pid)));
     }
 
-    fn stop(self) -> Option<String> {
+    /// Who held it at the same time, and for how long the machine stood still.
+    fn stop(self) -> (Option<String>, Duration) {
         self.over.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_else(|_| Some("I1: the watch has panicked".into()))
+        let panicked = |_| (Some("I1: the watch has panicked".into()), Duration::ZERO);
+        self.thread.join().unwrap_or_else(panicked)
     }
 }

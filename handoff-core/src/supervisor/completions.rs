@@ -166,6 +166,8 @@ impl Supervisor {
             (At::Asking, Some(pid)) if Some(pid) != successor => {
                 self.incumbent_answered(now, out);
             }
+            // Silence was the first sign, and this is the second.
+            (At::Asking, None) if swap.incumbent.silent => self.promote(now, out),
             (At::Promoting | At::Opening, Some(pid)) if Some(pid) == incumbent && swap.doomed => {
                 self.recheck_later(now);
             }
