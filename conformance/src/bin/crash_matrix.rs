@@ -90,7 +90,11 @@ fn play(options: &Options) -> io::Result<Table> {
                 Some(seed) => matrix::pairs(&course, &ran.steps, seed, options.runs),
             });
         }
+        if options.seed.is_none() {
+            cases.extend(matrix::stories(adapter));
+        }
     }
+    cases.retain(|case| mounts || !case.mounts);
     cases.retain(|case| options.filter.iter().all(|words| case.name.contains(words)));
     let bar = ProgressBar::new(cases.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len}, {elapsed}, {eta} left")

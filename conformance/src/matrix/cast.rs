@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use handoff_core::supervisor::{Event, Reason, Verdict};
-use handoff_unix::host::{Handoff, HookError};
+use handoff_unix::host::{Handoff, HookError, SupervisorConfig};
 use handoff_unix::inherit::Inherited;
 use handoff_unix::spawn::Launch;
 use serde::{Deserialize, Serialize};
@@ -16,11 +16,14 @@ use serde::{Deserialize, Serialize};
 use super::run;
 use crate::adapters::examples;
 use crate::suite::part::{self, named};
-use crate::suite::program::{LISTENER, control_path, data_dir};
+use crate::suite::program::{LISTENER, control_path, data_dir, journal};
 use crate::suite::{Adapter, Fault, Supervise};
 
 /// The name under which a supervisor inherits the socket on which it is told what to do.
 pub(super) const BOSS: &str = "boss";
+
+/// What a second supervisor's journal ends with.
+pub(super) const RIVAL: &str = "rival";
 
 /// How often a supervisor looks whether a daemon has ended.
 const LOOK: Duration = Duration::from_millis(20);
@@ -34,7 +37,7 @@ pub(crate) enum Part {
     /// The run itself, which starts the others.
     Run(Box<run::Case>),
     /// The supervisor.
-    Boss { adapter: String, dir: PathBuf, first: Actor },
+    Boss { adapter: String, dir: PathBuf, first: Actor, wrappers: bool, rival: bool },
     /// The example daemon of an adapter.
     Example { adapter: String },
 }
@@ -43,8 +46,13 @@ impl Part {
     pub(crate) fn play(self, adapters: &[&'static dyn Adapter]) -> Result<u8, HookError> {
         match self {
             Self::Run(case) => run::play(&case),
-            Self::Boss { adapter, dir, first } => {
-                supervise(named(adapters, &adapter)?, &dir, first)?;
+            Self::Boss { adapter, dir, first, wrappers, rival } => {
+                let mut config =
+                    part::config(&dir).policy(|policy| policy.allow_wrappers = wrappers);
+                if rival {
+                    config = config.journal(journal(&dir).with_extension(RIVAL));
+                }
+                supervise(named(adapters, &adapter)?, config, &dir, first)?;
                 Ok(0)
             }
             Self::Example { adapter } => {
@@ -89,6 +97,19 @@ pub enum Actor {
         /// What goes wrong with it, once.
         fault: Option<Fault>,
     },
+    /// One that is not started by itself.
+    Wrapped(Wrap, Box<Self>),
+}
+
+/// What is around a daemon.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Wrap {
+    /// A script that starts it as its child and waits for it.
+    Script,
+    /// It has a child that stays behind, and holds all that it has inherited.
+    Forks,
+    /// It has another data directory: the example daemons only.
+    Elsewhere,
 }
 
 impl Actor {
@@ -100,25 +121,28 @@ impl Actor {
             Self::Example { adapter, fault: Some(fault) } => format!("kv on {adapter} ({fault})"),
             Self::Suite { adapter, fault: None } => format!("log on {adapter}"),
             Self::Suite { adapter, fault: Some(fault) } => format!("log on {adapter} ({fault:?})"),
+            Self::Wrapped(wrap, actor) => format!("{} ({wrap:?})", actor.name()),
         }
     }
 
-    /// The same without a fault.
+    /// The same by itself, without a fault.
     #[must_use]
     pub fn well(&self) -> Self {
         let mut well = self.clone();
         match &mut well {
             Self::Example { fault, .. } => *fault = None,
             Self::Suite { fault, .. } => *fault = None,
+            Self::Wrapped(_, actor) => return actor.well(),
         }
         well
     }
 
     /// How its clients speak to it.
-    pub(super) const fn speaks(&self) -> Speech {
+    pub(super) fn speaks(&self) -> Speech {
         match self {
             Self::Example { .. } => Speech::Http,
             Self::Suite { .. } => Speech::Lines,
+            Self::Wrapped(_, actor) => actor.speaks(),
         }
     }
 
@@ -134,10 +158,36 @@ impl Actor {
                 }
             }
             Self::Suite { adapter, fault } => part::bare_daemon(adapter, dir, *fault)?,
+            Self::Wrapped(wrap, actor) => return wrap.around(actor.launch(dir)?, dir),
         };
         launch.program = program(dir);
         Ok(launch)
     }
+}
+
+impl Wrap {
+    fn around(self, launch: Launch, dir: &Path) -> io::Result<Launch> {
+        match self {
+            Self::Script => Ok(by_shell(r#""$0" "$@"; exit $?"#, launch)),
+            Self::Forks => Ok(by_shell(r#"sleep 600 & exec "$0" "$@""#, launch)),
+            Self::Elsewhere => {
+                std::fs::create_dir_all(elsewhere(dir))?;
+                Ok(launch.env("KV_DATA", elsewhere(dir)))
+            }
+        }
+    }
+}
+
+/// The other data directory.
+pub(super) fn elsewhere(dir: &Path) -> PathBuf {
+    dir.join("elsewhere")
+}
+
+/// What a shell starts with this script.
+pub(super) fn by_shell(script: &str, mut launch: Launch) -> Launch {
+    let program = std::mem::replace(&mut launch.program, "/bin/sh".into());
+    launch.args.splice(0..0, ["-c".into(), script.into(), program.into()]);
+    launch
 }
 
 /// Where a run's daemons are started from: a link to this binary, so that it can be taken away.
@@ -167,8 +217,13 @@ impl Speech {
 /// What a run tells its supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {
-    Handoff { to: Actor, limits: Limits },
+    Handoff {
+        to: Actor,
+        limits: Limits,
+    },
     Abort,
+    /// Who serves?
+    Look,
     Stop,
 }
 
@@ -201,10 +256,10 @@ pub(super) enum Word {
     /// Nobody does, and nobody could be started.
     Nobody(String),
     Phase(String),
-    /// A handoff has ended.
+    /// A handoff has ended, or could not begin: then there is no verdict.
     Report {
         text: String,
-        committed: bool,
+        verdict: Option<String>,
         reason: Option<String>,
         serving: Option<u32>,
     },
@@ -218,12 +273,17 @@ pub(super) enum Word {
 }
 
 /// Starts a daemon, swaps it when told to, and starts another where it finds that nobody serves.
-fn supervise(adapter: &'static dyn Adapter, dir: &Path, first: Actor) -> Result<(), HookError> {
+fn supervise(
+    adapter: &'static dyn Adapter,
+    config: SupervisorConfig,
+    dir: &Path,
+    first: Actor,
+) -> Result<(), HookError> {
     let mut inherited = Inherited::from_env()?;
     let name = first.speaks().listener();
     let listener = inherited.take_tcp(name)?.ok_or("the run passes on a listener")?;
     let talk = UnixStream::from(inherited.take_fd(BOSS).ok_or("the run passes on a socket")?);
-    let mut supervisor = adapter.supervisor(part::config(dir))?;
+    let mut supervisor = adapter.supervisor(config)?;
     supervisor.listener(name, listener.into())?;
     let orders = orders(&talk, &*supervisor)?;
     let say = |word: &Word| -> io::Result<()> {
@@ -255,23 +315,24 @@ fn supervise(adapter: &'static dyn Adapter, dir: &Path, first: Actor) -> Result<
                 let word = match &report {
                     Ok(report) => Word::Report {
                         text: report.to_string(),
-                        committed: report.verdict == Verdict::Committed,
+                        verdict: Some(report.verdict.to_string()),
                         reason: report.trouble.as_ref().map(|it| reason(it.reason)),
                         serving: report.serving,
                     },
                     Err(error) => Word::Report {
                         text: error.to_string(),
-                        committed: false,
+                        verdict: None,
                         reason: None,
                         serving: None,
                     },
                 };
-                settled = matches!(word, Word::Report { committed: true, .. });
+                settled = report.is_ok_and(|report| report.verdict == Verdict::Committed);
                 if settled {
                     current = to.well();
                 }
                 say(&word)?;
             }
+            Ok(Order::Look) => settled = false,
             Ok(Order::Stop) => {
                 let left = supervisor.shutdown(GRACE)?;
                 say(&Word::Stopped { left })?;

@@ -40,6 +40,7 @@ pub fn courses(adapter: &str) -> Vec<Case> {
         limits: Limits::default(),
         strikes: Vec::new(),
         mounts: false,
+        story: None,
     };
     courses.map(case).into()
 }

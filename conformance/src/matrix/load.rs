@@ -196,13 +196,14 @@ pub(super) fn stored(dir: &Path, speech: Speech) -> Result<Vec<String>, String> 
             let log = std::fs::read_to_string(writes(dir)).map_err(|error| error.to_string())?;
             Ok(log.lines().map(str::to_string).collect())
         }
-        Speech::Http => database(dir).map_err(|error| error.to_string()),
+        Speech::Http => database(&data_dir(dir)).map_err(|error| error.to_string()),
     }
 }
 
-fn database(dir: &Path) -> Result<Vec<String>, redb::Error> {
+/// The keys in the example daemon's database in this directory.
+pub(super) fn database(data_dir: &Path) -> Result<Vec<String>, redb::Error> {
     const VALUES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("values");
-    let db = Database::open(data_dir(dir).join("kv.redb"))?;
+    let db = Database::open(data_dir.join("kv.redb"))?;
     let values = db.begin_read()?.open_table(VALUES)?;
     let keys = values.iter()?.map(|entry| entry.map(|(key, _)| key.value()[1..].to_string()));
     Ok(keys.collect::<Result<_, _>>()?)

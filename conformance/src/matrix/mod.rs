@@ -23,15 +23,19 @@ mod load;
 mod report;
 mod run;
 mod shortage;
+mod stories;
+mod stranger;
 
 pub(crate) use cast::Part;
-pub use cast::{Actor, Limits};
+pub use cast::{Actor, Limits, Wrap};
 pub use courses::{ADAPTERS, courses, faults, pairs};
 pub use gate::Moment;
 pub(crate) use gate::keep;
 pub use report::{Table, Totals};
 pub use run::{Blow, Case, Ran, Role, Step, Strike};
 pub use shortage::{Place, Shortage};
+pub use stories::{Boss, Expect, Story, stories};
+pub use stranger::Stranger;
 
 use std::io;
 use std::process::{Command, Stdio};

@@ -43,6 +43,10 @@ impl Blow {
             Self::Lacks(Shortage::Full, place, _) => format!("full-{}", place.name()),
             Self::Lacks(Shortage::ReadOnly, place, _) => format!("read-only-{}", place.name()),
             Self::Abort => "abort".into(),
+            Self::Jump(_) => "jump".into(),
+            Self::Unlink(place) => format!("unlink-{}", place.name()),
+            Self::Garbage => "garbage".into(),
+            Self::Strangers(..) => "strangers".into(),
         }
     }
 }

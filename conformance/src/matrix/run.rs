@@ -20,12 +20,14 @@ use handoff_unix::spawn::{SpawnRole, become_subreaper, spawn};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use serde::{Deserialize, Serialize};
 
-use super::cast::{Actor, BOSS, Limits, Order, Part, Word, program};
+use super::cast::{Actor, BOSS, Limits, Order, Part, Word, Wrap, by_shell, elsewhere, program};
 use super::gate::{self, Answer, GATE, Held, Moment};
-use super::load::{Failed, Load, Record, Request, lost, stored};
+use super::load::{Failed, Load, Record, Request, database, lost, stored};
 use super::shortage::{self, Place, Shortage};
+use super::stories::{self, Story};
+use super::stranger::Stranger;
 use crate::suite::part::{self, SUITE};
-use crate::suite::program::{DIRECTORIES, data_dir};
+use crate::suite::program::{DIRECTORIES, control_path, data_dir, journal};
 
 /// How soon somebody serves again (I5).
 pub(super) const SERVES: Duration = Duration::from_secs(10);
@@ -42,6 +44,14 @@ const STALL: Duration = Duration::from_millis(500);
 /// How long nobody takes a step where nothing is under way.
 const QUIET: Duration = Duration::from_millis(100);
 
+/// The durations of the handoff after that, in which nothing happens: those of a supervisor's own, so
+/// that a slow machine is no reason for a rollback.
+const AMPLE: Limits = Limits { deadline: 60_000, drain_grace: 30_000, warm_up: 60_000 };
+
+/// What a service manager sets for the supervisor, and for nobody else.
+const AS_SERVICE: &str = "export LISTEN_PID=$$ NOTIFY_SOCKET=/nowhere WATCHDOG_PID=$$ \
+                          WATCHDOG_USEC=30000000; exec \"$0\" \"$@\"";
+
 /// How many times a step of one kind is told apart.
 const OCCURRENCES: u32 = 2;
 
@@ -54,7 +64,7 @@ pub enum Role {
     O,
     /// The successor: the second.
     N,
-    /// A supervisor that took the place of a dead one.
+    /// Another supervisor: it took the place of a dead one, or is a rival.
     Restarted,
     /// A daemon after these.
     Later,
@@ -95,6 +105,14 @@ pub enum Blow {
     Lacks(Shortage, Place, u64),
     /// The handoff is aborted.
     Abort,
+    /// All processes are stopped, and go on so many milliseconds later: to them the clock jumps.
+    Jump(u64),
+    /// Somebody unlinks the lock file, the control path, or the journal.
+    Unlink(Place),
+    /// The journal is no journal any more.
+    Garbage,
+    /// Strangers come to the control path, for so many milliseconds.
+    Strangers(Stranger, u64),
 }
 
 /// What happens to whom, and when.
@@ -125,6 +143,8 @@ pub struct Case {
     pub strikes: Vec<Strike>,
     /// Whether file systems of its own are needed.
     pub mounts: bool,
+    /// What else it is, if it is a story.
+    pub story: Option<Story>,
 }
 
 /// What came of a run.
@@ -215,6 +235,36 @@ struct Boss {
     talk: UnixStream,
 }
 
+impl Boss {
+    fn order(&self, order: &Order) {
+        if let Ok(line) = serde_json::to_string(order) {
+            let _ = (&self.talk).write_all((line + "\n").as_bytes());
+        }
+    }
+}
+
+/// What a supervisor has said of a handoff.
+struct Reported {
+    text: String,
+    /// None where it could not begin.
+    verdict: Option<String>,
+    reason: Option<String>,
+}
+
+impl Reported {
+    fn committed(&self) -> bool {
+        self.verdict.as_deref() == Some("committed")
+    }
+}
+
+/// A second supervisor.
+struct Rival {
+    boss: Boss,
+    /// It has found the daemon.
+    ready: bool,
+    report: Option<Reported>,
+}
+
 /// A daemon that was struck: what it had accepted is excused.
 struct Victim {
     pid: u32,
@@ -230,8 +280,10 @@ struct Run<'a> {
     listener: TcpListener,
     sender: Sender<Event>,
     events: Receiver<Event>,
+    story: Story,
     boss: Option<Boss>,
     bosses: u32,
+    rival: Option<Rival>,
     daemons: Vec<u32>,
     gone: Vec<u32>,
     load: Option<Load>,
@@ -251,7 +303,9 @@ struct Run<'a> {
     handoffs: u32,
     /// The last word of the supervisor's.
     serving: Option<u32>,
-    report: Option<(String, bool)>,
+    report: Option<Reported>,
+    /// When all were stopped: to nobody did time pass.
+    jumps: Vec<(Instant, Instant)>,
     stopped: Option<Vec<u32>>,
     /// No supervisor is started any more.
     ending: bool,
@@ -285,8 +339,10 @@ impl<'a> Run<'a> {
             listener,
             sender,
             events,
+            story: case.story.clone().unwrap_or_default(),
             boss: None,
             bosses: 0,
+            rival: None,
             daemons: Vec::new(),
             gone: Vec::new(),
             load: Some(load),
@@ -305,6 +361,7 @@ impl<'a> Run<'a> {
             handoffs: 0,
             serving: None,
             report: None,
+            jumps: Vec::new(),
             stopped: None,
             ending: false,
             last_step: Instant::now(),
@@ -322,10 +379,21 @@ impl<'a> Run<'a> {
         if !self.until("a daemon serves", |run| run.serving.is_some()) {
             return;
         }
+        if self.case.story.is_some() {
+            self.until("clients are served", |run| run.is_served());
+            for (on, blow) in self.story.before.clone() {
+                self.strike(None, on, blow);
+            }
+            self.until("a daemon serves before the handoff", Self::rests);
+        }
+        if self.story.rival {
+            self.invite();
+            self.until("the rival is there", |run| run.rival.as_ref().is_some_and(|it| it.ready));
+        }
         // One that was started again watches over nobody it has started.
         let first = self.boss.as_ref().filter(|_| self.bosses == 1 && self.struck == 0);
         let before = first.map(|boss| (boss.pid, descriptors(boss.pid)));
-        self.handoff(self.case.successor.clone());
+        self.handoff(self.case.successor.clone(), self.case.limits);
         let bosses = self.bosses;
         self.until("the handoff comes to an end", |run| {
             run.report.is_some() || run.boss.is_none() || run.bosses > bosses
@@ -333,10 +401,12 @@ impl<'a> Run<'a> {
         self.recording = false;
         self.until("somebody serves, and is known", Self::rests);
         self.until("it is over what happened", |run| run.later.is_empty());
+        self.part_with_rival();
         self.until("somebody serves, and is known", Self::rests);
-        self.handoff(self.case.successor.well());
+        self.looks_as_expected();
+        self.handoff(self.case.successor.well(), AMPLE);
         self.until("the next handoff comes to an end", |run| run.report.is_some());
-        if let Some((text, false)) = &self.report {
+        if let Some(Reported { text, .. }) = self.report.as_ref().filter(|it| !it.committed()) {
             self.problems.push(format!("I6: the next handoff does not commit: {text}"));
         }
         self.until("somebody serves, and is known", Self::rests);
@@ -366,22 +436,29 @@ impl<'a> Run<'a> {
         quiet && self.boss.is_some() && self.serving.is_some() && self.served_since_blow()
     }
 
+    fn is_served(&self) -> bool {
+        self.load.as_ref().is_some_and(|load| load.last_begun().is_some())
+    }
+
     fn served_since_blow(&self) -> bool {
         let begun = self.load.as_ref().and_then(Load::last_begun);
         self.last_blow.is_none_or(|blow| begun.is_some_and(|begun| begun > blow))
     }
 
-    fn handoff(&mut self, to: Actor) {
+    fn handoff(&mut self, to: Actor, limits: Limits) {
         self.report = None;
         self.handoffs += 1;
         self.tell(format!("handoff to {}", to.name()));
-        let limits = self.case.limits;
-        self.order(&Order::Handoff { to, limits });
+        let order = Order::Handoff { to, limits };
+        self.order(&order);
+        if let Some(rival) = &self.rival {
+            rival.boss.order(&order);
+        }
     }
 
     fn order(&self, order: &Order) {
-        if let (Some(boss), Ok(line)) = (&self.boss, serde_json::to_string(order)) {
-            let _ = (&boss.talk).write_all((line + "\n").as_bytes());
+        if let Some(boss) = &self.boss {
+            boss.order(order);
         }
     }
 
@@ -391,7 +468,7 @@ impl<'a> Run<'a> {
 
     /// Starts a supervisor.
     fn employ(&mut self) {
-        match self.try_employ() {
+        match self.try_employ(false) {
             Ok(boss) => {
                 self.bosses += 1;
                 self.tell(format!("supervisor {} starts, pid {}", self.bosses, boss.pid));
@@ -401,18 +478,95 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn try_employ(&self) -> Result<Boss, HookError> {
+    /// Starts a second one.
+    fn invite(&mut self) {
+        match self.try_employ(true) {
+            Ok(boss) => {
+                self.tell(format!("a rival starts, pid {}", boss.pid));
+                self.rival = Some(Rival { boss, ready: false, report: None });
+            }
+            Err(error) => self.problems.push(format!("the rival cannot be started: {error}")),
+        }
+    }
+
+    /// A rival that has said what came of its handoff is not needed any more. Its daemons live on.
+    fn part_with_rival(&mut self) {
+        if self.rival.is_none() {
+            return;
+        }
+        self.until("the rival's handoff comes to an end", |run| {
+            run.rival.as_ref().is_none_or(|it| it.report.is_some())
+        });
+        if let Some(rival) = self.rival.take() {
+            let theirs = rival.report.is_some_and(|report| report.committed());
+            let ours = self.report.as_ref().is_some_and(Reported::committed);
+            if theirs == ours {
+                let both = if ours { "both" } else { "none" };
+                self.problems.push(format!("story: of the two supervisors {both} committed"));
+            }
+            signal(rival.boss.pid, Signal::KILL);
+            self.until("the rival has gone", |run| run.gone.contains(&rival.boss.pid));
+            // Whoever has been replaced may be known to the rival only.
+            self.serving = None;
+            self.order(&Order::Look);
+        }
+    }
+
+    /// What the story says of the first handoff.
+    fn looks_as_expected(&mut self) {
+        let expect = self.story.expect.clone();
+        let (mut verdict, mut reason) = (None, None);
+        if let Some(report) = &self.report {
+            (verdict, reason) = (report.verdict.clone(), report.reason.clone());
+        }
+        let differs = |is: &Option<String>, to_be: &Option<String>| to_be.is_some() && is != to_be;
+        if differs(&verdict, &expect.verdict) || differs(&reason, &expect.reason) {
+            let (was, is) = ((expect.verdict, expect.reason), (verdict, reason));
+            self.problems.push(format!("story: the handoff was to come to {was:?}, not to {is:?}"));
+        }
+        if let Some(role) = expect.serves
+            && self.serving != self.daemons.get(usize::from(role == Role::N)).copied()
+        {
+            let (daemons, serving) = (&self.daemons, self.serving);
+            let found = format!("story: {role:?} was to serve, of {daemons:?} it is {serving:?}");
+            self.problems.push(found);
+        }
+        let count = |what: &str| {
+            self.counts.get(&(Role::O, Moment::Before, what.to_string())).copied().unwrap_or(0)
+        };
+        let (drains, resumes) = (count("Drain"), count("Resume"));
+        if expect.serves == Some(Role::O) && drains != resumes {
+            let found = format!("R7: O has drained {drains} times, and resumed {resumes} times");
+            self.problems.push(found);
+        }
+        if let (stories::Boss::Service, Some(boss), Some(daemon)) =
+            (self.story.boss, &self.boss, self.daemons.last())
+        {
+            let (theirs, inherited) = (service_variables(boss.pid), service_variables(*daemon));
+            if theirs.is_empty() || !inherited.is_empty() {
+                let found = format!("R13: S has {theirs:?}, and the successor {inherited:?}");
+                self.problems.push(found);
+            }
+        }
+    }
+
+    fn try_employ(&self, rival: bool) -> Result<Boss, HookError> {
         let (talk, theirs) = UnixStream::pair()?;
         let part = Part::Boss {
             adapter: self.case.supervisor.clone(),
             dir: self.dir.into(),
             first: self.case.incumbent.clone(),
+            wrappers: self.story.boss == stories::Boss::AllowsWrappers,
+            rival,
         };
-        let launch = part::matrix(part)?
+        let mut launch = part::matrix(part)?
             .env(SUITE, std::process::id().to_string())
             .env(GATE, self.dir.join("gate"))
             .stdout(Arc::clone(&self.log))
             .stderr(Arc::clone(&self.log));
+        if self.story.boss == stories::Boss::Service {
+            launch = by_shell(AS_SERVICE, launch);
+        }
         let name = self.case.incumbent.speaks().listener().to_string();
         let listeners: [(String, BorrowedFd<'_>); 2] =
             [(name, self.listener.as_fd()), (BOSS.to_string(), theirs.as_fd())];
@@ -476,7 +630,8 @@ impl<'a> Run<'a> {
         // As whoever watches over a supervisor does: once its daemons have shown that they need none,
         // or there are none.
         let nobody = self.daemons.iter().all(|pid| self.gone.contains(pid));
-        if self.boss.is_none() && !self.ending && (nobody || self.served_since_blow()) {
+        let due = nobody || self.story.at_once || self.served_since_blow();
+        if self.boss.is_none() && !self.ending && due {
             self.employ();
         }
     }
@@ -507,9 +662,30 @@ impl<'a> Run<'a> {
     }
 
     fn word(&mut self, pid: u32, word: Word) {
-        // Its last word may be heard after its end.
-        let last = matches!(word, Word::Stopped { .. });
-        if !last && self.boss.as_ref().is_none_or(|boss| boss.pid != pid) {
+        // Its last word may be read after it was reaped.
+        if let Word::Stopped { left } = word {
+            self.stopped = Some(left);
+            return;
+        }
+        if let Some(rival) = self.rival.as_mut().filter(|rival| rival.boss.pid == pid) {
+            let said = match word {
+                Word::Serving { pid, .. } => {
+                    rival.ready = true;
+                    format!("pid {pid} serves")
+                }
+                Word::Report { text, verdict, reason, .. } => {
+                    rival.report = Some(Reported { text: text.clone(), verdict, reason });
+                    text
+                }
+                Word::Exited { pid, how } => {
+                    self.departed(pid);
+                    format!("pid {pid} has ended: {how}")
+                }
+                other => format!("{other:?}"),
+            };
+            return self.tell(format!("S': {said}"));
+        }
+        if self.boss.as_ref().is_none_or(|boss| boss.pid != pid) {
             return;
         }
         match word {
@@ -520,24 +696,28 @@ impl<'a> Run<'a> {
             }
             Word::Nobody(why) => self.tell(format!("S: {why}")),
             Word::Phase(phase) => self.tell(format!("S: {phase}")),
-            Word::Report { text, committed, serving, .. } => {
+            Word::Report { text, verdict, reason, serving } => {
                 self.tell(format!("S: {text}"));
-                self.report = Some((text, committed));
+                let report = Reported { text, verdict, reason };
                 // Where it was not, the supervisor looks who serves.
-                self.serving = serving.filter(|_| committed);
+                self.serving = serving.filter(|_| report.committed());
+                self.report = Some(report);
             }
             Word::Exited { pid, how } => {
                 self.tell(format!("S: pid {pid} has ended: {how}"));
                 self.serving = None;
                 self.departed(pid);
             }
-            Word::Stopped { left } => self.stopped = Some(left),
+            Word::Stopped { .. } => {}
         }
     }
 
     fn role(&mut self, pid: u32) -> Role {
         if self.boss.as_ref().is_some_and(|boss| boss.pid == pid) {
             return if self.bosses == 1 { Role::S } else { Role::Restarted };
+        }
+        if self.rival.as_ref().is_some_and(|rival| rival.boss.pid == pid) {
+            return Role::Restarted;
         }
         let place = self.daemons.iter().position(|known| *known == pid).unwrap_or_else(|| {
             self.daemons.push(pid);
@@ -564,7 +744,7 @@ impl<'a> Run<'a> {
         }
         if let Some(place) = strike {
             let Strike { on, blow, .. } = self.strikes.remove(place);
-            return self.strike(held, role, on, blow);
+            return self.strike(Some(held), on, blow);
         }
         held.answer(Answer::Go);
     }
@@ -580,30 +760,36 @@ impl<'a> Run<'a> {
         pid.filter(|pid| !self.gone.contains(pid))
     }
 
-    fn strike(&mut self, held: Held, role: Role, on: Role, blow: Blow) {
+    /// Deals a blow; who is held goes on.
+    fn strike(&mut self, held: Option<Held>, on: Role, blow: Blow) {
+        let answer = |held: Option<Held>, answer| {
+            if let Some(held) = held {
+                held.answer(answer);
+            }
+        };
         let Some(pid) = self.who(on) else {
             self.tell(format!("{on:?} is not there to be struck"));
-            return held.answer(Answer::Go);
+            return answer(held, Answer::Go);
         };
         self.tell(format!("==> {on:?} {pid}: {blow:?}"));
         let now = Instant::now();
         let after = |ms: u64| now + Duration::from_millis(ms);
         let struck = match blow {
             Blow::Exit => {
-                held.answer(Answer::Exit);
+                answer(held, Answer::Exit);
                 self.victims.push(Victim { pid, from: now, to: None });
                 true
             }
             Blow::Kill => {
                 self.victims.push(Victim { pid, from: now, to: None });
                 signal(pid, Signal::KILL);
-                held.answer(Answer::Go);
+                answer(held, Answer::Go);
                 true
             }
             Blow::Stop(ms) => {
                 self.victims.push(Victim { pid, from: now, to: None });
                 signal(pid, Signal::STOP);
-                held.answer(Answer::Go);
+                answer(held, Answer::Go);
                 self.later.push((after(ms), Later::Continue(pid)));
                 // While nobody has served yet nobody has to: a first daemon is waited for, because it may
                 // be opening its data.
@@ -614,17 +800,17 @@ impl<'a> Run<'a> {
             Blow::Stall(ms) => {
                 // It may be ended by force.
                 self.victims.push(Victim { pid, from: now, to: None });
-                self.later.push((after(ms), Later::Answer(held)));
+                self.later.extend(held.map(|held| (after(ms), Later::Answer(held))));
                 true
             }
             Blow::NoDescriptors(ms) => {
                 self.later.push((after(ms), Later::Over));
-                held.answer(Answer::NoDescriptors(ms));
+                answer(held, Answer::NoDescriptors(ms));
                 true
             }
             Blow::Abort => {
                 self.order(&Order::Abort);
-                held.answer(Answer::Go);
+                answer(held, Answer::Go);
                 true
             }
             Blow::LockHeld(ms) => {
@@ -634,7 +820,7 @@ impl<'a> Run<'a> {
                     let release = move || drop(lock.release());
                     self.later.push((after(ms), Later::Lift(Box::new(release))));
                 }
-                held.answer(Answer::Go);
+                answer(held, Answer::Go);
                 struck
             }
             Blow::NoBinary(ms) => {
@@ -642,7 +828,7 @@ impl<'a> Run<'a> {
                 let struck = fs::rename(&path, &aside).is_ok();
                 let back = move || drop(fs::rename(aside, path));
                 self.later.push((after(ms), Later::Lift(Box::new(back))));
-                held.answer(Answer::Go);
+                answer(held, Answer::Go);
                 struck
             }
             Blow::Lacks(shortage, place, ms) => {
@@ -652,14 +838,52 @@ impl<'a> Run<'a> {
                     Ok(lift) => self.later.push((after(ms), Later::Lift(lift))),
                     Err(error) => self.tell(format!("that cannot be done: {error}")),
                 }
-                held.answer(Answer::Go);
+                answer(held, Answer::Go);
                 struck
+            }
+            Blow::Jump(ms) => {
+                for pid in self.everybody() {
+                    self.victims.push(Victim { pid, from: now, to: None });
+                    signal(pid, Signal::STOP);
+                    self.later.push((after(ms), Later::Continue(pid)));
+                }
+                self.jumps.push((now, after(ms)));
+                answer(held, Answer::Go);
+                true
+            }
+            Blow::Unlink(place) => {
+                let unlinked = fs::remove_file(match place {
+                    Place::Data => data_dir(self.dir).join(".handoff.lock"),
+                    Place::Run => control_path(self.dir),
+                    Place::State => journal(self.dir),
+                });
+                answer(held, Answer::Go);
+                unlinked.is_ok()
+            }
+            Blow::Garbage => {
+                let written = fs::write(journal(self.dir), "this is no journal");
+                answer(held, Answer::Go);
+                written.is_ok()
+            }
+            Blow::Strangers(stranger, ms) => {
+                let come = stranger.come(self.dir, Duration::from_millis(ms));
+                answer(held, Answer::Go);
+                come.is_ok()
             }
         };
         if struck {
             self.struck += 1;
             self.last_blow = Some(now);
+        } else if self.case.story.is_some() {
+            self.problems.push(format!("story: this could not be done: {blow:?}"));
         }
+    }
+
+    /// All processes that are there, but for the run's own.
+    fn everybody(&self) -> Vec<u32> {
+        let bosses = self.boss.iter().chain(self.rival.iter().map(|rival| &rival.boss));
+        let all = bosses.map(|boss| boss.pid).chain(self.daemons.iter().copied());
+        all.filter(|pid| !self.gone.contains(pid)).collect()
     }
 
     /// Everything is ended; what is left over, and what the clients have seen.
@@ -673,7 +897,12 @@ impl<'a> Run<'a> {
         });
         let record = self.load.take().map(Load::record).unwrap_or_default();
         self.last_blow = None;
-        self.strikes.clear();
+        let missed = std::mem::take(&mut self.strikes);
+        if self.case.story.is_some() {
+            let missed =
+                missed.iter().map(|strike| format!("story: not reached: {}", strike.name()));
+            self.problems.extend(missed);
+        }
         for (_, later) in std::mem::take(&mut self.later) {
             match later {
                 Later::Continue(pid) => signal(pid, Signal::CONT),
@@ -709,7 +938,12 @@ impl<'a> Run<'a> {
             disturbed: 0,
         };
         match stored(self.dir, self.case.incumbent.speaks()) {
-            Ok(stored) => {
+            Ok(mut stored) => {
+                // What it was given there before it was seen to be wrong is where it says, and no rule
+                // brings it back.
+                if let Actor::Wrapped(Wrap::Elsewhere, _) = self.case.successor {
+                    stored.extend(database(&elsewhere(self.dir)).unwrap_or_default());
+                }
                 let lost = lost(&record.acknowledged, &stored);
                 ran.lost = lost.len() as u64;
                 if !lost.is_empty() {
@@ -736,7 +970,7 @@ impl<'a> Run<'a> {
             let (begun, over, why) = (at(*begun), at(*over), &failure.why);
             ran.problems.push(format!("I4: {key}, {begun:.3} s to {over:.3} s: {why}"));
         }
-        let gap = gap(&record, self.cold.unwrap_or(self.start));
+        let gap = gap(&record, self.cold.unwrap_or(self.start), &self.jumps);
         ran.gap = u64::try_from(gap.as_millis()).unwrap_or(u64::MAX);
         ran.stalled = u64::try_from(stalled.as_millis()).unwrap_or(u64::MAX);
         if gap > SERVES {
@@ -768,34 +1002,49 @@ impl<'a> Run<'a> {
             }
             thread::sleep(Duration::from_millis(5));
         }
-        const KNOWN: [&str; 7] = [
+        const KNOWN: [&str; 9] = [
             "data/.handoff.lock",
             "data/.handoff.pidfile",
             "data/kv.redb",
             "data/writes.log",
             "run/control",
             "state/journal",
+            // Of a rival, which is killed.
+            "state/journal.rival",
+            "state/journal.rival.tmp",
             "data/lost+found",
         ];
         for name in DIRECTORIES {
             let entries = fs::read_dir(self.dir.join(name)).into_iter().flatten().flatten();
             for entry in entries {
                 let file = format!("{name}/{}", entry.file_name().to_string_lossy());
-                if !KNOWN.contains(&file.as_str()) {
+                let known = KNOWN.contains(&file.as_str());
+                if !known && !self.story.leaves.contains(&file) {
                     self.problems.push(format!("I6: a file is left: {file}"));
                 }
             }
         }
+        for file in self.story.leaves.iter().filter(|file| !self.dir.join(file).exists()) {
+            self.problems.push(format!("story: this was to be left: {file}"));
+        }
     }
 }
 
-/// The longest time between two acknowledgements, from then on.
-fn gap(record: &Record, from: Instant) -> Duration {
+/// The longest time between two acknowledgements, from then on, without that in which all were stopped.
+fn gap(record: &Record, from: Instant, jumps: &[(Instant, Instant)]) -> Duration {
     let mut times: Vec<Instant> = record.acknowledged.iter().map(|request| request.over).collect();
     times.retain(|over| *over > from);
     times.push(from);
     times.sort();
-    times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    let skipped = |one: Instant, next: Instant| {
+        let skips = jumps
+            .iter()
+            .map(|(from, to)| (*to).min(next).saturating_duration_since((*from).max(one)));
+        skips.sum::<Duration>()
+    };
+    let gaps =
+        times.windows(2).map(|pair| (pair[1] - pair[0]).saturating_sub(skipped(pair[0], pair[1])));
+    gaps.max().unwrap_or_default()
 }
 
 fn signal(pid: u32, signal: Signal) {
@@ -816,6 +1065,15 @@ fn birth(pid: u32) -> String {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let behind = stat.rsplit_once(')').map_or("", |(_, behind)| behind);
     behind.split_ascii_whitespace().nth(19).unwrap_or_default().to_string()
+}
+
+/// What a process has of a service manager's that is for one process only.
+fn service_variables(pid: u32) -> Vec<String> {
+    let variables = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let variables = String::from_utf8_lossy(&variables).into_owned();
+    let names = ["LISTEN_PID=", "NOTIFY_SOCKET=", "WATCHDOG_"];
+    let is_one = |it: &&str| names.iter().any(|name| it.starts_with(name));
+    variables.split('\0').filter(is_one).map(str::to_string).collect()
 }
 
 /// The children of this process, and what they are.
