@@ -1030,6 +1030,46 @@ fn a_promoted_successor_that_is_hung_is_ended() {
     }
 }
 
+/// R8, R17: an incumbent that ends after it has answered the probe, and before that is known, is not taken
+/// for one that is there: it is asked for again.
+#[test]
+fn an_answer_of_one_that_has_exited_meanwhile_is_not_believed() {
+    let mut s = setup().idle();
+    s.asks(Command::Handoff { id: ID, spec: SPEC });
+    s.take();
+    s.done(exited(O_PID));
+    s.done(answered(O_PID));
+    s.expect([probe()]);
+    s.done(nobody());
+    assert_eq!(s.verdict(), (Verdict::Refused, Some(Reason::IncumbentLost), None));
+
+    let mut s = setup().idle();
+    s.asks(Command::Start { own: vec![O_PID] });
+    s.expect([probe()]);
+    s.done(exited(O_PID));
+    s.done(answered(O_PID));
+    s.expect([probe()]);
+    s.done(nobody());
+    s.expect_among(Output::Do(Effect::CheckLock { by: None }));
+}
+
+/// R17: whoever holds the lock and is stopped is hung, X2 or not.
+#[test]
+fn a_stopped_incumbent_without_x2_is_ended_like_a_silent_one() {
+    let mut s = setup().sealing();
+    s.asks(Command::Abort);
+    s.asked();
+    s.passes(2.s());
+    s.expect([phase(Phase::Promote), check_lock()]);
+    s.done(Outcome::LockChecked(LockState::Stopped { pid: O_PID }));
+    s.passes(499.ms());
+    s.expect_without(is_signal);
+    s.passes(1.ms());
+    s.expect_among(term(O_PID));
+    s.passes(1.s());
+    s.expect_among(kill(O_PID));
+}
+
 /// R17, I5: an incumbent that hangs with the lock in its hand is gone soon enough: 5 s until it is dead
 /// (T2), at most one for a probe (R5), half a second, and a second from SIGTERM to SIGKILL.
 #[test]

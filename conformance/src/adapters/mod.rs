@@ -2,6 +2,7 @@
 
 pub mod examples;
 mod tasks;
+mod theirs;
 mod threads;
 
 use std::future::Future;
@@ -34,6 +35,9 @@ pub const ASYNC_STD: &dyn Adapter = &AsyncStd;
 
 /// All of them.
 pub const ALL: [&dyn Adapter; 5] = [BLOCKING, TOKIO, TOKIO_THREADS, SMOL, ASYNC_STD];
+
+/// The other implementation of the wire. It is none of [`ALL`]: it keeps not all that the suite asks for.
+pub const THEIRS: &dyn Adapter = &theirs::Theirs;
 
 struct Blocking;
 

@@ -23,6 +23,9 @@ struct Options {
     /// Only on this adapter; may be given more than once
     #[arg(long, default_values = matrix::ADAPTERS, value_parser = PossibleValuesParser::new(matrix::ADAPTERS))]
     adapter: Vec<String>,
+    /// With one or two processes of beyond-handoff's
+    #[arg(long)]
+    mixed: bool,
     /// Two faults in each run, picked by this seed, instead of one in each
     #[arg(long)]
     seed: Option<u64>,
@@ -54,7 +57,7 @@ struct Failed<'a> {
 }
 
 fn main() -> ExitCode {
-    suite::play(&adapters::ALL);
+    suite::play(&[&adapters::ALL[..], &[adapters::THEIRS]].concat());
     let options = Options::parse();
     match play(&options) {
         Ok(table) => {
@@ -79,18 +82,20 @@ fn play(options: &Options) -> io::Result<Table> {
     }
     let mut cases = Vec::new();
     for adapter in &options.adapter {
-        for course in matrix::courses(adapter) {
+        let courses = if options.mixed { matrix::mixed(adapter) } else { matrix::courses(adapter) };
+        for course in courses {
             let ran = matrix::play(&course)?;
             if !ran.problems.is_empty() {
                 print_run(&course.name, &ran);
                 return Err(io::Error::other("a handoff goes wrong without a fault"));
             }
             cases.extend(match options.seed {
+                None if options.mixed => matrix::mixed_faults(&course, &ran.steps, mounts),
                 None => matrix::faults(&course, &ran.steps, mounts),
                 Some(seed) => matrix::pairs(&course, &ran.steps, seed, options.runs),
             });
         }
-        if options.seed.is_none() {
+        if options.seed.is_none() && !options.mixed {
             cases.extend(matrix::stories(adapter));
         }
     }

@@ -5,10 +5,10 @@ use super::run::{Blow, Case, Role, Step, Strike};
 use super::{Moment, Place, Shortage};
 
 /// How long a process is stopped that goes on before it counts as dead (T2).
-const SHORT: u64 = 2_000;
+pub(super) const SHORT: u64 = 2_000;
 
 /// How long one is stopped that others must do without.
-const LONG: u64 = 12_000;
+pub(super) const LONG: u64 = 12_000;
 
 /// How long a step takes that takes long.
 const STALL: u64 = 6_000;
@@ -46,7 +46,7 @@ pub fn courses(adapter: &str) -> Vec<Case> {
 }
 
 /// What can happen at a step, to whom.
-fn blows(step: &Step, mounts: bool) -> Vec<(Role, Blow)> {
+pub(super) fn blows(step: &Step, mounts: bool) -> Vec<(Role, Blow)> {
     let own = step.role;
     let before = step.moment == Moment::Before;
     let is = |names: &[&str]| names.contains(&step.what.as_str());

@@ -6,6 +6,7 @@ use std::io;
 
 use serde::Serialize;
 
+use super::mixed;
 use super::run::{Blow, Case, Ran, Role, Step, Strike};
 use super::{Place, Shortage};
 
@@ -96,7 +97,9 @@ pub struct Totals {
     pub gap: u64,
     /// Runs that were played again, because the machine had stood still.
     pub disturbed: u64,
-    /// Runs in which something was wrong.
+    /// Runs in which something was wrong that is the other implementation's.
+    pub theirs: u64,
+    /// Runs in which something else was wrong.
     pub failed: u64,
 }
 
@@ -106,7 +109,9 @@ pub struct Table {
     cells: BTreeMap<Step, [Cell; COLUMNS.len()]>,
     /// All runs together.
     pub totals: Totals,
-    /// Those in which something was wrong.
+    /// What the other implementation breaks, and in how many runs it did.
+    pub theirs: BTreeMap<&'static str, u64>,
+    /// Those in which something else was wrong.
     pub failed: Vec<(Case, Result<Ran, String>)>,
 }
 
@@ -116,6 +121,7 @@ struct Cell {
     good: u32,
     bad: u32,
     idle: u32,
+    theirs: u32,
 }
 
 /// The columns, with what each is short for.
@@ -178,6 +184,12 @@ impl Table {
             bad = !ran.problems.is_empty();
             idle = !bad && ran.struck == 0 && !case.strikes.is_empty();
         }
+        let theirs = ran.as_ref().ok().filter(|_| bad).and_then(|ran| mixed::known(&case, ran));
+        if let Some(why) = theirs {
+            *self.theirs.entry(why).or_default() += 1;
+            totals.theirs += 1;
+            bad = false;
+        }
         totals.failed += u64::from(bad);
         totals.idle += u64::from(idle);
         if let [Strike { at, on, blow }] = &case.strikes[..]
@@ -187,6 +199,7 @@ impl Table {
             match (bad, idle) {
                 (true, _) => cell.bad += 1,
                 (false, true) => cell.idle += 1,
+                (false, false) if theirs.is_some() => cell.theirs += 1,
                 (false, false) => cell.good += 1,
             }
         }
@@ -215,10 +228,11 @@ impl Table {
             let _ = write!(text, "\n{name:26}");
             for cell in cells {
                 let cell = match *cell {
-                    Cell { good: 0, bad: 0, idle: 0 } => String::new(),
-                    Cell { bad: 0, good: 0, .. } => "-".into(),
-                    Cell { bad: 0, good, .. } => good.to_string(),
-                    Cell { bad, .. } => format!("!{bad}"),
+                    Cell { bad: bad @ 1.., .. } => format!("!{bad}"),
+                    Cell { theirs: theirs @ 1.., .. } => format!("?{theirs}"),
+                    Cell { good: good @ 1.., .. } => good.to_string(),
+                    Cell { idle: 1.., .. } => "-".into(),
+                    Cell { .. } => String::new(),
                 };
                 let _ = write!(text, " {cell:>4}");
             }
@@ -229,8 +243,12 @@ impl Table {
         }
         let _ = write!(
             text,
-            "  How many runs were good; - the step was not taken in any; !n n were not good."
+            "  How many runs were good; - the step was not taken in any; !n n were not;\n  \
+             ?n n were not, and that is the other implementation's."
         );
+        for (why, runs) in &self.theirs {
+            let _ = write!(text, "\n  {runs:>4}  runs are theirs: {why}");
+        }
         text
     }
 }
@@ -238,7 +256,7 @@ impl Table {
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { runs, faults, idle, handoffs, requests, acknowledged, .. } = self;
-        let Self { lost, refused, cut, declined, gap, disturbed, failed, .. } = self;
+        let Self { lost, refused, cut, declined, gap, disturbed, theirs, failed, .. } = self;
         let mut line = |number: u64, what: &str| writeln!(f, "{number:>9}  {what}");
         line(*runs, "runs")?;
         line(*faults, "faults")?;
@@ -252,6 +270,9 @@ impl fmt::Display for Totals {
         line(*declined, "requests answered that the disk is full")?;
         line(*gap, "ms at most in which nobody served")?;
         line(*disturbed, "runs played again, because the machine had stood still")?;
+        if *theirs > 0 {
+            line(*theirs, "runs in which the other implementation did wrong")?;
+        }
         write!(f, "{failed:>9}  runs in which something was wrong")
     }
 }

@@ -404,6 +404,8 @@ impl<'a> Run<'a> {
         self.part_with_rival();
         self.until("somebody serves, and is known", Self::rests);
         self.looks_as_expected();
+        // What has not come by now would come in another handoff than it was meant for.
+        self.strikes.clear();
         self.handoff(self.case.successor.well(), AMPLE);
         self.until("the next handoff comes to an end", |run| run.report.is_some());
         if let Some(Reported { text, .. }) = self.report.as_ref().filter(|it| !it.committed()) {

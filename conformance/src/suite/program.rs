@@ -132,8 +132,13 @@ impl Program {
     ///
     /// The signal cannot be waited for.
     pub fn on_stop(&self, stop: impl Fn() + Send + 'static) -> io::Result<()> {
-        let mut signals = Signals::new([SIGTERM])?;
-        let waits = move || signals.forever().for_each(|_| stop());
+        let mut signals = None;
+        // Clients are answered by now: that there is no descriptor for it must not end the process.
+        wait_until("signals can be waited for", || {
+            signals = Signals::new([SIGTERM]).ok();
+            signals.is_some()
+        });
+        let waits = move || signals.iter_mut().for_each(|it| it.forever().for_each(|_| stop()));
         thread::Builder::new().name("signals".into()).spawn(waits)?;
         Ok(())
     }
@@ -179,7 +184,9 @@ impl Program {
     pub fn answer(&self, line: &str) -> Option<String> {
         let mut log = self.log();
         let (file, revision) = log.as_mut()?;
-        writeln!(file, "{}", line.trim()).and_then(|()| file.sync_data()).ok()?;
+        // In one piece: who is killed between two would leave half a line for the next to go on with.
+        let line = format!("{}\n", line.trim());
+        file.write_all(line.as_bytes()).and_then(|()| file.sync_data()).ok()?;
         *revision += 1;
         Some(format!("{revision} {}\n", std::process::id()))
     }

@@ -1,15 +1,16 @@
 //! The supervisors: ours, in the test; theirs, and ours once more, in a process of its own.
 
-use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use conformance::adapters;
+use conformance::suite::Supervise;
 use handoff_blocking::{Handoff, Launch, Report, StartError, SupervisorConfig, Verdict};
 use handoff_unix::inherit::Inherited;
 use handoff_unix::poll;
@@ -270,19 +271,23 @@ pub(crate) fn supervisor() {
     let Ok(dir) = std::env::var("TEST_DIR") else { return };
     let dir = PathBuf::from(dir);
     sign_in(&dir);
-    let mut supervisor: Box<dyn Supervisor> = match std::env::var("TEST_BOSS").unwrap().as_str() {
-        "Theirs" => Box::new(Theirs::new(&dir)),
-        _ => Box::new(Ours::new(&dir)),
+    let theirs = std::env::var("TEST_BOSS").unwrap() == "Theirs";
+    let listener = Inherited::from_env().unwrap().take_tcp("tcp").unwrap().unwrap();
+    let adapter = if theirs {
+        adapters::THEIRS
+    } else {
+        assert_eq!(std::env::var("LISTEN_PID").unwrap(), std::process::id().to_string());
+        adapters::BLOCKING
     };
+    let mut supervisor = adapter.supervisor(config(&dir)).unwrap();
+    supervisor.listener("tcp", listener.into()).unwrap();
     let talk = UnixStream::connect(dir.join("boss.sock")).unwrap();
     for line in BufReader::new(&talk).lines().map_while(Result::ok) {
         let words: Vec<_> = line.split(' ').collect();
         let launch = launch(Kind::of(words[1]), &dir, words[2]);
         let came_to = match words.get(3) {
-            None => supervisor.start(&launch),
-            Some(millis) => {
-                supervisor.handoff(launch, Duration::from_millis(millis.parse().unwrap()))
-            }
+            None => supervisor.start(&launch).map(|found| found.pid).map_err(|e| e.to_string()),
+            Some(millis) => hand_off(&mut *supervisor, launch, millis.parse().unwrap()),
         };
         let answer = match came_to {
             Ok(pid) => format!("ok {pid}\n"),
@@ -290,106 +295,13 @@ pub(crate) fn supervisor() {
         };
         (&talk).write_all(answer.as_bytes()).unwrap();
     }
-    supervisor.shutdown();
+    assert!(supervisor.shutdown(PATIENCE).unwrap().is_empty());
 }
 
-/// What a supervisor's process is asked for.
-trait Supervisor {
-    /// Starts the first daemon; its pid.
-    fn start(&mut self, launch: &Launch) -> Result<u32, String>;
-
-    /// Hands off: to whom, or why that came to nothing.
-    fn handoff(&mut self, launch: Launch, deadline: Duration) -> Result<u32, String>;
-
-    /// Ends its daemon.
-    fn shutdown(&mut self);
-}
-
-struct Ours(handoff_blocking::Supervisor);
-
-impl Ours {
-    fn new(dir: &Path) -> Self {
-        let listener = Inherited::from_env().unwrap().take_tcp("tcp").unwrap().unwrap();
-        assert_eq!(std::env::var("LISTEN_PID").unwrap(), std::process::id().to_string());
-        let mut supervisor = handoff_blocking::Supervisor::new(config(dir)).unwrap();
-        supervisor.listener("tcp", listener).unwrap();
-        Self(supervisor)
-    }
-}
-
-impl Supervisor for Ours {
-    fn start(&mut self, launch: &Launch) -> Result<u32, String> {
-        Ok(self.0.start(launch).map_err(|error| error.to_string())?.pid)
-    }
-
-    fn handoff(&mut self, launch: Launch, deadline: Duration) -> Result<u32, String> {
-        let handoff = Handoff::new(launch).deadline(deadline);
-        let pid = came_to(self.0.handoff(&handoff, |_| {}))?;
-        // The old one ends, and is reaped.
-        self.0.watch(PATIENCE).map_err(|error| error.to_string())?;
-        Ok(pid)
-    }
-
-    fn shutdown(&mut self) {
-        assert!(self.0.shutdown(PATIENCE).unwrap().is_empty());
-    }
-}
-
-/// What a user of theirs writes: the first daemon is started without their help, and reaping is the
-/// user's as well.
-struct Theirs {
-    supervisor: handoff::Supervisor,
-    listener: TcpListener,
-    serving: Option<Child>,
-}
-
-impl Theirs {
-    fn new(dir: &Path) -> Self {
-        let handoff::Role::ColdStart { mut inherited } = handoff::detect_role().unwrap() else {
-            panic!("a supervisor is no successor");
-        };
-        let listener = inherited.take("tcp").unwrap();
-        let supervisor = handoff::Supervisor::new(&dir.join("c.sock"))
-            .unwrap()
-            .with_listener("tcp", listener.as_raw_fd())
-            .with_journal(dir.join("journal"));
-        Self { supervisor, listener, serving: None }
-    }
-}
-
-impl Supervisor for Theirs {
-    fn start(&mut self, launch: &Launch) -> Result<u32, String> {
-        let mut command = Command::new(&launch.program);
-        prepare(&mut command, launch);
-        let listeners = [("tcp".to_string(), self.listener.as_raw_fd())];
-        handoff::pass_listener_fds_on_spawn(&mut command, &listeners, None);
-        let child = command.spawn().map_err(|error| error.to_string())?;
-        Ok(self.serving.insert(child).id())
-    }
-
-    fn handoff(&mut self, launch: Launch, deadline: Duration) -> Result<u32, String> {
-        let text = |text: OsString| text.into_string().unwrap();
-        let mut spec = handoff::SpawnSpec::new(launch.program);
-        spec.args = launch.args.into_iter().map(text).collect();
-        spec.env = launch.env.into_iter().map(|(name, value)| (text(name), text(value))).collect();
-        spec.deadline = deadline;
-        let outcome = self.supervisor.perform_handoff(spec).map_err(|error| error.to_string())?;
-        assert_eq!(outcome.committed, outcome.child.is_some());
-        let Some(child) = outcome.child else {
-            return Err(outcome.abort_reason.unwrap_or_default());
-        };
-        let pid = child.id();
-        if let Some(mut old) = self.serving.replace(child) {
-            // Having read Commit it ends.
-            old.wait().map_err(|error| error.to_string())?;
-        }
-        Ok(pid)
-    }
-
-    fn shutdown(&mut self) {
-        if let Some(mut child) = self.serving.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
-    }
+fn hand_off(supervisor: &mut dyn Supervise, launch: Launch, millis: u64) -> Result<u32, String> {
+    let handoff = Handoff::new(launch).deadline(Duration::from_millis(millis));
+    let pid = came_to(supervisor.handoff(&handoff, &mut |_| {}))?;
+    // The old one ends, and is reaped.
+    supervisor.exits(PATIENCE).map_err(|error| error.to_string())?;
+    Ok(pid)
 }

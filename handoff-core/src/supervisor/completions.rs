@@ -5,6 +5,11 @@ use super::*;
 impl Supervisor {
     pub(super) fn exited(&mut self, now: Instant, pid: u32, status: &str, out: &mut Out) {
         let wrappers = self.config.allow_wrappers;
+        // It may be who answers the probe under way, and was there when it did.
+        let probing = self.at() == Some(At::Probing) || matches!(self.state, State::Finding(_));
+        if probing && self.probe == Flight::Out {
+            self.probe = Flight::Stale;
+        }
         if let State::Finding(finding) = &self.state {
             if finding.started == Some(pid) {
                 self.timers = Timers::default();
@@ -215,7 +220,21 @@ impl Supervisor {
             Some(At::Verifying) => self.verified(now, lock, out),
             Some(At::Promoting) => match lock {
                 LockState::Free | LockState::Unknown => self.begin(now, out),
-                LockState::Held { .. } | LockState::Stopped { .. } => self.recheck_later(now),
+                LockState::Held { .. } => self.recheck_later(now),
+                LockState::Stopped { pid } => {
+                    let limit = now + self.config.timing.silent;
+                    let ending = self.timers.at(Timer::EndGrace).is_some();
+                    // It answers nobody until it goes on, whether it would be heard to heartbeat or not.
+                    if let Some(swap) = self.swap()
+                        && swap.incumbent.pid == Some(pid)
+                        && !swap.incumbent.silent
+                        && !ending
+                    {
+                        swap.incumbent.silent = true;
+                        self.timers.set(Timer::Hung, limit);
+                    }
+                    self.recheck_later(now);
+                }
             },
             Some(_) => {}
             None => self.found_lock(now, lock, out),

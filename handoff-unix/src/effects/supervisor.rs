@@ -175,7 +175,10 @@ impl SupervisorEffects {
                 done(move || {
                     Outcome::Signalled(match group {
                         Some(Group { group, .. }) => {
-                            group.signal(to_unix(signal)).map(drop).map_err(|e| e.to_string())
+                            // Who is stopped cannot take it, and must not go on before it ends.
+                            let signal =
+                                if is_stopped(pid) { Signal::KILL } else { to_unix(signal) };
+                            group.signal(signal).map(drop).map_err(|e| e.to_string())
                         }
                         None => Err(format!("pid {pid} is no child of this supervisor")),
                     })

@@ -2,7 +2,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -64,6 +64,12 @@ impl SupervisorConfig {
         self
     }
 
+    /// The control path, the data directory and the journal, for a supervisor that is not this crate's.
+    #[must_use]
+    pub fn paths(&self) -> (&Path, Option<&Path>, Option<&Path>) {
+        (&self.control_path, self.data_dir.as_deref(), self.journal.as_deref())
+    }
+
     /// Changes policy and durations.
     #[must_use]
     pub fn policy(mut self, change: impl FnOnce(&mut core::Config)) -> Self {
@@ -105,6 +111,12 @@ impl Handoff {
     pub const fn warm_up(mut self, budget: Duration) -> Self {
         self.spec.hello_budget = budget;
         self
+    }
+
+    /// What is started and how long things may take, for a supervisor that is not this crate's.
+    #[must_use]
+    pub const fn parts(&self) -> (&Launch, &Spec) {
+        (&self.launch, &self.spec)
     }
 }
 
