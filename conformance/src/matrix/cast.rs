@@ -13,6 +13,7 @@ use handoff_unix::inherit::Inherited;
 use handoff_unix::spawn::Launch;
 use serde::{Deserialize, Serialize};
 
+use super::case::Case;
 use super::run;
 use crate::adapters::examples;
 use crate::suite::part::{self, named};
@@ -35,7 +36,7 @@ const GRACE: Duration = Duration::from_secs(5);
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Part {
     /// The run itself, which starts the others.
-    Run(Box<run::Case>),
+    Run(Box<Case>),
     /// The supervisor.
     Boss { adapter: String, dir: PathBuf, first: Actor, wrappers: bool, rival: bool },
     /// The example daemon of an adapter.

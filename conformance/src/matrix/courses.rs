@@ -1,7 +1,7 @@
 //! What a handoff comes to by itself, and what is done to it.
 
+use super::case::{Blow, Case, Role, Step, Strike};
 use super::cast::{Actor, Limits};
-use super::run::{Blow, Case, Role, Step, Strike};
 use super::{Moment, Place, Shortage};
 
 /// How long a process is stopped that goes on before it counts as dead (T2).

@@ -3,9 +3,9 @@
 //! These tell no steps that are struck at: everything happens at the steps of ours. Where they break an
 //! invariant by themselves that is known, by a table, and even there I1 and I3 are kept.
 
+use super::case::{Blow, Case, Ran, Role, Step, Strike};
 use super::cast::{Actor, Limits};
 use super::courses::{LONG, SHORT, blows};
-use super::run::{Blow, Case, Ran, Role, Step, Strike};
 
 /// What the adapter of the other implementation is called.
 const THEIRS: &str = "theirs";

@@ -16,6 +16,7 @@
 //!
 //! `cargo run --release -p conformance --bin crash-matrix` plays them all.
 
+mod case;
 mod cast;
 mod courses;
 mod gate;
@@ -27,6 +28,7 @@ mod shortage;
 mod stories;
 mod stranger;
 
+pub use case::{Blow, Case, Ran, Role, Step, Strike};
 pub(crate) use cast::Part;
 pub use cast::{Actor, Limits, Wrap};
 pub use courses::{ADAPTERS, courses, faults, pairs};
@@ -34,7 +36,7 @@ pub use gate::Moment;
 pub(crate) use gate::keep;
 pub use mixed::{known, mixed, mixed_faults};
 pub use report::{Table, Totals};
-pub use run::{Blow, Case, Ran, Role, Step, Strike};
+
 pub use shortage::{Place, Shortage};
 pub use stories::{Boss, Expect, Story, stories};
 pub use stranger::Stranger;

@@ -6,8 +6,8 @@ use std::io;
 
 use serde::Serialize;
 
+use super::case::{Blow, Case, Ran, Role, Step, Strike};
 use super::mixed;
-use super::run::{Blow, Case, Ran, Role, Step, Strike};
 use super::{Place, Shortage};
 
 impl fmt::Display for Role {

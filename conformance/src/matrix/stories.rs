@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::case::{Blow, Case, Role, Step, Strike};
 use super::cast::{Actor, Limits, Wrap};
-use super::run::{Blow, Case, Role, Step, Strike};
 use super::stranger::Stranger;
 use super::{Moment, Place, Shortage};
 use crate::suite::Fault;
