@@ -214,14 +214,18 @@ fn shows(sabotage: Sabotage, finding: &Finding) -> bool {
         Sabotage::HealthIgnored => matches!(violation, Violation::Unhealthy { .. }),
         Sabotage::BeatsRegardless => matches!(violation, Violation::Unread { .. }),
         Sabotage::AsksOnce => matches!(violation, Violation::Overlooked { .. }),
-        Sabotage::ForgetsRetry | Sabotage::ForgetsPath | Sabotage::ForgetsHello => {
-            matches!(violation, Violation::AtRest { .. })
-        }
+        Sabotage::ForgetsRetry
+        | Sabotage::ForgetsPath
+        | Sabotage::ForgetsHello
+        | Sabotage::OverlooksPath => matches!(violation, Violation::AtRest { .. }),
         // Something is waited for that never comes.
         Sabotage::ReadyWhenBegun | Sabotage::TimelessDaemons | Sabotage::TimelessSupervisor => {
             matches!(
                 violation,
-                Violation::Trace | Violation::NextFails { .. } | Violation::Undone { .. }
+                Violation::Trace
+                    | Violation::AtRest { .. }
+                    | Violation::NextFails { .. }
+                    | Violation::Undone { .. }
             )
         }
     }

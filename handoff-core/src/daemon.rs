@@ -200,6 +200,9 @@ pub enum Command {
         /// The last revision that is durable.
         last_revision: u64,
     },
+    /// Something beside the control path has changed: where this process serves it makes sure that the
+    /// path leads to itself (R11). Ignored elsewhere: whoever resumes or takes over does so anyway.
+    PathChanged,
     /// End without a successor: drain, seal, release the lock.
     Stop,
 }

@@ -190,7 +190,7 @@ impl Successor {
                 }
             }
             Command::Stop => self.leave(now, Ended::Stopped, out),
-            Command::Begin | Command::SealProgress { .. } => {}
+            Command::Begin | Command::SealProgress { .. } | Command::PathChanged => {}
         }
     }
 

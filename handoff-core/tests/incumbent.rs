@@ -1107,6 +1107,87 @@ fn the_path_is_claimed_until_it_leads_here() {
     o.expect_without(|output| *output == claim_path());
 }
 
+/// R11: where something beside the path has changed, whoever serves makes sure that it leads to itself;
+/// and no more often than that.
+#[test]
+fn a_path_that_changes_is_claimed_again() {
+    let mut o = O::serving();
+    o.asks(Command::PathChanged);
+    o.expect([claim_path()]);
+    o.done(claimed());
+    assert_eq!(o.machine, O::serving().machine);
+
+    // One that does not succeed is kept at.
+    o.asks(Command::PathChanged);
+    o.done(Outcome::Claimed(Err("no space".into())));
+    o.expect([claim_path(), event(Event::PathFailed("no space".into()))]);
+    o.passes(20.ms());
+    o.expect([claim_path()]);
+    o.done(claimed());
+    assert_eq!(o.machine.deadline(), None);
+}
+
+/// R11: a change that comes while the path is being claimed may be one that the claim has not seen.
+#[test]
+fn a_change_during_a_claim_is_not_lost() {
+    let mut o = O::serving();
+    for _ in 0..3 {
+        o.asks(Command::PathChanged);
+    }
+    o.expect([claim_path()]);
+    // However long that claim takes, and whatever it comes to.
+    o.passes(1.s());
+    o.quiet();
+    o.done(claimed());
+    o.passes(20.ms());
+    o.expect([claim_path()]);
+    o.done(claimed());
+    assert_eq!(o.machine.deadline(), None);
+
+    // Nor by a handoff that comes to nothing meanwhile.
+    let mut o = claiming_while_serving();
+    o.asks(Command::PathChanged);
+    o.opens(T);
+    o.hears(T, ack_of(OTHER));
+    o.hears(T, prepare_of(OTHER, DEADLINE, GRACE));
+    o.loses(T);
+    o.done(drain_ok());
+    o.done(claimed());
+    o.done(resumed());
+    o.expect_without(|output| *output == claim_path());
+    o.passes(20.ms());
+    o.expect_among(claim_path());
+}
+
+/// R11: who resumes has claimed the path, and what happens to it before it serves is seen too.
+#[test]
+fn a_path_that_changes_during_a_resume_is_claimed_before_it_serves() {
+    let mut o = O::resuming();
+    o.done(claimed());
+    o.asks(Command::PathChanged);
+    o.expect([claim_path()]);
+    o.done(resumed());
+    o.quiet();
+    o.done(claimed());
+    o.expect([resumed_event()]);
+}
+
+/// R11: where another may serve, or is to, the path is not claimed for a change of it.
+#[test]
+fn a_path_that_changes_in_a_handoff_is_left_alone() {
+    let stages = [O::draining(), O::drained(), O::sealing(), O::releasing(), O::sealed()];
+    for mut o in stages {
+        let before = o.machine.clone();
+        o.asks(Command::PathChanged);
+        o.quiet();
+        assert_eq!(o.machine, before);
+    }
+    let mut o = O::serving();
+    o.asks(Command::Stop);
+    o.asks(Command::PathChanged);
+    o.expect_without(|output| *output == claim_path());
+}
+
 /// It serves, the path does not lead to it, and a claim of it is under way.
 fn claiming_while_serving() -> O {
     let mut o = O::resuming();

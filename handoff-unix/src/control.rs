@@ -7,13 +7,15 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::fs::inotify::{self, WatchFlags};
 use rustix::fs::{FileType, Mode};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -197,6 +199,19 @@ impl ControlPath {
         }
     }
 
+    /// Watches what happens to the path's name, from now on (R11).
+    ///
+    /// # Errors
+    ///
+    /// The directory is missing, or the system gives no more watches.
+    pub fn watch(&self) -> io::Result<PathWatch> {
+        let inotify =
+            inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        let watch = PathWatch { inotify, path: self.clone() };
+        watch.renew()?;
+        Ok(watch)
+    }
+
     fn staging_path(&self, pid: u32) -> PathBuf {
         let mut path = self.path.clone().into_os_string().into_vec();
         path.extend_from_slice(format!(".{pid}{STAGING_END}").as_bytes());
@@ -213,6 +228,54 @@ impl ControlPath {
             return None;
         }
         std::str::from_utf8(digits).ok()?.parse().ok()
+    }
+}
+
+/// Tells when a control path was removed or replaced, by whomever.
+///
+/// Its descriptor is readable when there is something to take in.
+#[derive(Debug)]
+pub struct PathWatch {
+    inotify: OwnedFd,
+    path: ControlPath,
+}
+
+impl PathWatch {
+    /// Watches the directory that has the control path's name now. Nothing happens if that is the one
+    /// that is watched already.
+    ///
+    /// # Errors
+    ///
+    /// As [`ControlPath::watch`].
+    pub fn renew(&self) -> io::Result<()> {
+        let flags = WatchFlags::DELETE
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::MOVED_TO
+            | WatchFlags::DELETE_SELF
+            | WatchFlags::MOVE_SELF;
+        Ok(inotify::add_watch(&self.inotify, &self.path.parent, flags).map(drop)?)
+    }
+
+    /// Takes in some of what is told; whether it was about the control path, or about all of its
+    /// directory. Staging names and other files there are not.
+    pub fn changed(&self) -> bool {
+        let mut room = [MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(&self.inotify, &mut room);
+        let mut changed = false;
+        while let Ok(event) = events.next() {
+            let name = event.file_name().map(|name| name.to_bytes());
+            changed |= name.is_none_or(|name| name == self.path.name.as_bytes());
+            if events.is_buffer_empty() {
+                break;
+            }
+        }
+        changed
+    }
+}
+
+impl AsFd for PathWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
     }
 }
 

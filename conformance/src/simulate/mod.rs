@@ -79,6 +79,8 @@ pub enum Fault {
     Disk,
     /// A process sleeps while the others run on.
     Jumps,
+    /// Somebody removes the control path.
+    Unlinks,
     /// Strangers connect to the control socket.
     Strangers,
     /// Messages arrive in pieces.
@@ -98,7 +100,7 @@ pub enum Fault {
 
 impl Fault {
     /// All there are.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Crashes,
         Self::Stops,
         Self::Hooks,
@@ -110,6 +112,7 @@ impl Fault {
         Self::Aborts,
         Self::Disk,
         Self::Jumps,
+        Self::Unlinks,
         Self::Strangers,
         Self::Bytes,
         Self::Legacy,
@@ -134,6 +137,7 @@ impl Fault {
             Self::Aborts => "aborts",
             Self::Disk => "disk",
             Self::Jumps => "jumps",
+            Self::Unlinks => "unlinks",
             Self::Strangers => "strangers",
             Self::Bytes => "bytes",
             Self::Legacy => "legacy",
@@ -172,6 +176,7 @@ impl Fault {
             Self::Aborts => rules.aborts = true,
             Self::Disk => rules.disk = true,
             Self::Jumps => rules.jumps = true,
+            Self::Unlinks => rules.unlinks = true,
             Self::Strangers => rules.strangers = u8::MAX,
             Self::Bytes => rules.bytes = true,
             Self::Legacy => rules.legacy = true,
@@ -203,6 +208,7 @@ impl Fault {
             (Choice::Break { .. }, _) => Some(Self::Breaks),
             (Choice::Fill, _) => Some(Self::Disk),
             (Choice::Jump(_), _) => Some(Self::Jumps),
+            (Choice::Unlink, _) => Some(Self::Unlinks),
             _ => Some(Self::Crashes),
         }
     }

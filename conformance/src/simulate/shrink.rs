@@ -96,6 +96,7 @@ fn moved(choice: Choice, shift: Pid) -> Choice {
         Choice::Crash(pid) => Choice::Crash(of(pid)),
         Choice::Stop(pid) => Choice::Stop(of(pid)),
         Choice::Jump(pid) => Choice::Jump(of(pid)),
+        Choice::Notice(pid) => Choice::Notice(of(pid)),
         Choice::Deliver { .. }
         | Choice::Chunk { .. }
         | Choice::Advance
@@ -106,6 +107,7 @@ fn moved(choice: Choice, shift: Pid) -> Choice {
         | Choice::Break { .. }
         | Choice::Fill
         | Choice::Room
+        | Choice::Unlink
         | Choice::Stranger(_)
         | Choice::Speak(_) => choice,
     }

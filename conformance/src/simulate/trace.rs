@@ -140,6 +140,7 @@ impl Eye {
             Choice::Dawdle(pid) => format!("{} takes its time", self.name(pid)),
             Choice::Hang(pid) => format!("{} hangs", self.name(pid)),
             Choice::Jump(pid) => format!("{} has slept for long", self.name(pid)),
+            Choice::Unlink => String::from("the control path is removed"),
             Choice::Fill => String::from("the disk is full"),
             Choice::Room => String::from("the disk has room again"),
             Choice::Break { .. } => String::from("a connection breaks"),

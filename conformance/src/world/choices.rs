@@ -64,6 +64,7 @@ impl World {
             | Choice::Restart
             | Choice::Room
             | Choice::Speak(_)
+            | Choice::Notice(_)
             | Choice::Advance => Kind::Work,
             // Strangers are nobody's fault, and excuse nothing.
             Choice::Handoff | Choice::Continue(_) | Choice::Stranger(_) => Kind::Will,
@@ -74,6 +75,7 @@ impl World {
             | Choice::Stop(_)
             | Choice::Fill
             | Choice::Jump(_)
+            | Choice::Unlink
             | Choice::Break { .. } => Kind::Fault,
         }
     }
@@ -164,6 +166,9 @@ impl World {
             }
             return;
         }
+        if worker.path_changed && worker.machine.answers() {
+            fast.push(Choice::Notice(pid));
+        }
         let program = match worker.effort {
             Effort::Within(0) => Some(&mut *fast),
             Effort::Within(_) | Effort::Dawdles => Some(&mut *slow),
@@ -235,6 +240,9 @@ impl World {
         }
         if rules.disk && !self.full {
             choices.push(Choice::Fill);
+        }
+        if rules.unlinks && self.path.is_some() {
+            choices.push(Choice::Unlink);
         }
         if rules.jumps {
             let awake =
@@ -314,7 +322,7 @@ impl World {
             Choice::Deliver { wire, .. } | Choice::Chunk { wire, .. } => {
                 self.wires.get(wire).map(|it| it.daemon)
             }
-            Choice::Terminate(pid) | Choice::Exit(pid) => Some(pid),
+            Choice::Terminate(pid) | Choice::Exit(pid) | Choice::Notice(pid) => Some(pid),
             // The operating system's effects take no time.
             Choice::Complete(pid, job, _) | Choice::Perform(pid, job, _) if !job.is_hook() => {
                 Some(pid)

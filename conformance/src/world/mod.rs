@@ -258,6 +258,11 @@ impl World {
             Choice::Fill => self.full = true,
             Choice::Room => self.full = false,
             Choice::Jump(pid) => self.jump(pid),
+            Choice::Unlink => {
+                self.path = None;
+                self.path_changes();
+            }
+            Choice::Notice(pid) => self.notice(pid, listen),
             Choice::Stranger(guise) => self.stranger_comes(guise, listen),
             Choice::Speak(place) => self.stranger_speaks(place, listen),
         }
@@ -365,6 +370,28 @@ impl World {
         self.path = self.path.filter(|&target| target != pid);
         for wire in self.wires.iter_mut().filter(|wire| wire.daemon == pid) {
             wire.close(End::Daemon);
+        }
+    }
+
+    /// Something happens beside the control path: whoever is alive will be told.
+    fn path_changes(&mut self) {
+        if self.rules.unlinks && self.rules.sabotage != Some(Sabotage::OverlooksPath) {
+            for (_, slot) in &mut self.daemons {
+                if let Slot::Alive(worker) = slot {
+                    worker.path_changed = true;
+                }
+            }
+        }
+    }
+
+    /// Its host looks where the control path leads, and tells the machine only of what may concern it.
+    fn notice(&mut self, pid: Pid, listen: Listener<'_>) {
+        let lost = self.path != Some(pid);
+        if let Some(worker) = self.worker_mut(pid) {
+            worker.path_changed = false;
+        }
+        if lost {
+            self.tell_daemon(pid, Input::Command(daemon::Command::PathChanged), listen);
         }
     }
 

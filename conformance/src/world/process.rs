@@ -217,6 +217,8 @@ pub(super) struct Worker {
     pub(super) ended: Option<u8>,
     /// Its last heartbeat was kept back: one of a legacy daemon's two.
     pub(super) skipped: bool,
+    /// Something beside the control path has changed, and it was not told yet.
+    pub(super) path_changed: bool,
 }
 
 impl Worker {
@@ -239,6 +241,7 @@ impl Worker {
             successor: None,
             ended: None,
             skipped: false,
+            path_changed: false,
         }
     }
 }

@@ -50,6 +50,8 @@ pub struct Rules {
     pub disk: bool,
     /// A process sleeps while all others run on, and every deadline of it has passed at once.
     pub jumps: bool,
+    /// Somebody removes the control path.
+    pub unlinks: bool,
     /// How often a stranger connects to the control socket.
     pub strangers: u8,
     /// Every second daemon speaks as an incumbent of beyond-handoff does: it announces no steady
@@ -85,6 +87,7 @@ impl Rules {
         bytes: false,
         disk: false,
         jumps: false,
+        unlinks: false,
         strangers: 0,
         legacy: false,
         long: false,
@@ -161,11 +164,13 @@ pub enum Sabotage {
     ForgetsHello,
     /// R4: the supervisor's heartbeats do not repeat its open question.
     AsksOnce,
+    /// R11: nobody is told that the control path was removed.
+    OverlooksPath,
 }
 
 impl Sabotage {
     /// All there are.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::ReleasedWhenAsked,
         Self::LockedRegardless,
         Self::ReleasedBeforeSeal,
@@ -185,6 +190,7 @@ impl Sabotage {
         Self::ForgetsPath,
         Self::ForgetsHello,
         Self::AsksOnce,
+        Self::OverlooksPath,
     ];
 }
 
@@ -276,6 +282,10 @@ pub enum Choice {
     Room,
     /// A process finds that every deadline of it has passed.
     Jump(Pid),
+    /// Somebody removes the control path.
+    Unlink,
+    /// A daemon is told that something beside the control path has changed.
+    Notice(Pid),
     /// A stranger connects to where the control path leads.
     Stranger(Guise),
     /// A stranger says the next thing it has to say, or leaves; by its place in the list.

@@ -215,6 +215,7 @@ impl World {
                     self.broke(Violation::ClaimedUnheld { pid });
                 }
                 self.path = Some(pid);
+                self.path_changes();
                 daemon::Outcome::Claimed(Ok(()))
             }
             (Job::Probe, _) => daemon::Outcome::Probed(self.probe(pid)),

@@ -391,10 +391,30 @@ impl Incumbent {
     }
 
     fn claim(&mut self, out: &mut Out) {
-        self.timers.clear(Timer::RetryPath);
         if !self.claiming {
+            self.timers.clear(Timer::RetryPath);
             self.claiming = true;
             out.push(os(OsEffect::ClaimPath));
+        }
+    }
+
+    /// The same for what a claim under way may have missed: that one is awaited, and then it is claimed
+    /// again.
+    fn claim_again(&mut self, now: Instant, out: &mut Out) {
+        if self.claiming {
+            self.timers.set(Timer::RetryPath, now + self.config.timing.retry);
+        } else {
+            self.claim(out);
+        }
+    }
+
+    fn path_changed(&mut self, now: Instant, out: &mut Out) {
+        match &self.state {
+            State::Serving | State::Handoff(Handoff { step: Step::Resuming { .. }, .. }) => {
+                self.claim_again(now, out);
+            }
+            // It is claimed by whoever serves once this is over.
+            State::Handoff(_) | State::Retiring(_) | State::Ended => {}
         }
     }
 
@@ -769,7 +789,7 @@ impl Incumbent {
                 self.end(Ended::Crash(String::from(reason)), out);
             }
             Timer::RetryLock => self.try_lock(out),
-            Timer::RetryPath => self.claim(out),
+            Timer::RetryPath => self.claim_again(now, out),
             Timer::Alone => {
                 if let State::Handoff(handoff) = &mut self.state {
                     handoff.alone = true;
@@ -847,6 +867,7 @@ impl Machine for Incumbent {
                     out.push(Output::Send { to, message });
                 }
             }
+            Input::Command(Command::PathChanged) => self.path_changed(now, out),
             Input::Command(Command::Begin) => {}
         }
     }

@@ -158,7 +158,7 @@ impl Supervisor {
     pub(super) fn swap_probed(&mut self, now: Instant, who: Option<u32>, out: &mut Out) {
         let Some(swap) = self.swap() else { return };
         let (incumbent, successor) = (swap.incumbent.pid, swap.successor.pid);
-        let gone = swap.incumbent.exited;
+        let (gone, answers) = (swap.incumbent.exited, swap.answers());
         match (swap.at, who) {
             (At::Probing, Some(pid)) => {
                 swap.incumbent.pid = Some(pid);
@@ -173,7 +173,8 @@ impl Supervisor {
             }
             // Silence was the first sign, and this is the second.
             (At::Asking, None) if swap.incumbent.silent => self.promote(now, out),
-            (At::Promoting | At::Opening, Some(pid)) if Some(pid) == incumbent && swap.doomed => {
+            // It answered before it ended, or is about to end.
+            (At::Promoting | At::Opening, Some(pid)) if Some(pid) == incumbent && !answers => {
                 self.recheck_later(now);
             }
             (At::Promoting, Some(pid)) if Some(pid) != successor => self.end_successor(now, out),

@@ -74,8 +74,9 @@ impl Supervisor {
                 self.want_probe(out);
             }
             (Peer::Incumbent, At::Confirming) => {
+                // It is not ended here, because it may be the last (R5); who looks next who serves may.
                 if swap.incumbent.silent {
-                    self.timers.set(Timer::Hung, now + timing.silent);
+                    self.timers.set(Timer::Confirm, now + timing.slack);
                 }
                 self.want_probe(out);
             }

@@ -137,7 +137,9 @@ impl Supervisor {
 
     /// Every process of the successor's is gone, or one will not die: the incumbent may go on (R4).
     pub(super) fn successor_ended(&mut self, now: Instant, out: &mut Out) {
-        let limit = now + self.config.timing.confirm;
+        let timing = self.config.timing;
+        // Of one that is silent nothing is to be expected but the answer to a probe.
+        let (limit, silence) = (now + timing.confirm, now + timing.slack);
         let Some(swap) = self.swap() else { return };
         if !swap.prepared && !swap.promoted && !swap.incumbent.exited {
             let serving = swap.incumbent.pid;
@@ -150,10 +152,7 @@ impl Supervisor {
         let id = swap.id;
         self.timers
             .retain(|t| t == Timer::Beat(Peer::Incumbent) || t == Timer::Silence(Peer::Incumbent));
-        self.timers.set(Timer::Confirm, limit);
-        if silent {
-            self.timers.set(Timer::Hung, now + self.config.timing.silent);
-        }
+        self.timers.set(Timer::Confirm, if silent { silence } else { limit });
         if resume {
             let message = Message::ResumeAfterAbort { handoff_id: id };
             out.push(Output::Send { to: Peer::Incumbent, message });

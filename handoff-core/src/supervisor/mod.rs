@@ -636,11 +636,15 @@ impl Supervisor {
                 self.fail(now, reason, detail, out);
             }
             Timer::Ask => self.promote(now, out),
+            // What is in flight is awaited: its answer would be dropped if it was asked for again, and may
+            // take longer than the pause between two.
             Timer::Recheck => {
-                if self.at() == Some(At::Promoting) {
+                if self.at() == Some(At::Promoting) && self.check == Flight::Idle {
                     self.want_check(out);
                 }
-                self.want_probe(out);
+                if self.probe == Flight::Idle {
+                    self.want_probe(out);
+                }
             }
             Timer::EndGrace => self.force(now, out),
             Timer::KillWait => {
@@ -675,7 +679,7 @@ impl Supervisor {
         match &self.state {
             // An incumbent that holds the lock and answers nobody (R17). The host knows whether it
             // is its child, and refuses otherwise.
-            State::Swap(swap) if swap.ends_incumbent() => swap.incumbent.pid,
+            State::Swap(swap) if swap.at == At::Promoting => swap.incumbent.pid,
             State::Swap(swap) => swap.successor.leader,
             State::Finding(finding) => finding.ending,
             State::Idle => None,
@@ -685,7 +689,7 @@ impl Supervisor {
     /// From SIGTERM to SIGKILL, for whom is being ended: who hears nothing needs no time for it.
     fn end_grace(&self) -> Duration {
         let deaf = match &self.state {
-            State::Swap(swap) if swap.ends_incumbent() => swap.incumbent.silent,
+            State::Swap(swap) if swap.at == At::Promoting => swap.incumbent.silent,
             State::Swap(swap) => swap.successor.silent,
             State::Finding(finding) => finding.stopped,
             State::Idle => false,
@@ -739,7 +743,7 @@ impl Supervisor {
             Outcome::Spawned(result) => self.spawned(now, result, out),
             Outcome::Connected(result) => self.connected(now, result, out),
             Outcome::LockChecked(lock) => self.lock_checked(now, lock, out),
-            Outcome::Signalled(Err(_)) if self.swap().is_some_and(|swap| swap.ends_incumbent()) => {
+            Outcome::Signalled(Err(_)) if self.at() == Some(At::Promoting) => {
                 // It is no child of this host's, and may answer yet.
                 self.timers.clear(Timer::EndGrace);
                 if let Some(swap) = self.swap() {
@@ -762,11 +766,6 @@ impl Supervisor {
 }
 
 impl Swap {
-    /// Whether it is the incumbent that is in the way: the successor waits for its lock, or is gone.
-    fn ends_incumbent(&self) -> bool {
-        matches!(self.at, At::Promoting | At::Confirming)
-    }
-
     fn link(&mut self, peer: Peer) -> &mut Link {
         match peer {
             Peer::Incumbent => &mut self.incumbent.link,

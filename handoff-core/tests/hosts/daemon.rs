@@ -48,6 +48,7 @@ fn daemon_command(dice: &mut Dice<'_>) -> daemon::Command {
         1..4 => {
             daemon::Command::SealProgress { shards_sealed: 1, shards_total: 2, last_revision: 3 }
         }
+        4 => daemon::Command::PathChanged,
         _ => daemon::Command::Begin,
     }
 }

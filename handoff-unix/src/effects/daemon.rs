@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use handoff_core::daemon::{LockFailure, OsEffect, Outcome, Probed, Signal};
 
 use super::Job;
-use crate::control::{ControlPath, ControlPathError, ControlSocket};
+use crate::control::{ControlPath, ControlPathError, ControlSocket, PathWatch};
 use crate::lock::{DataDirLock, LockError};
 use crate::probe::{Users, probed};
 use crate::process::{self, PidFd};
@@ -57,6 +57,21 @@ impl DaemonEffects {
     #[must_use]
     pub fn socket(&self) -> Option<Arc<ControlSocket>> {
         own(&self.socket).clone()
+    }
+
+    /// Watches what happens to the control path.
+    ///
+    /// # Errors
+    ///
+    /// As [`ControlPath::watch`].
+    pub fn watch_path(&self) -> io::Result<PathWatch> {
+        self.control.watch()
+    }
+
+    /// Whether there is a control socket, and the control path leads elsewhere or nowhere.
+    #[must_use]
+    pub fn path_is_lost(&self) -> bool {
+        self.socket().is_some_and(|socket| !socket.leads_here())
     }
 
     /// The work that carries out an effect.

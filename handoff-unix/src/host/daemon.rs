@@ -14,7 +14,7 @@ use super::hooks::Off;
 use super::program::{HookCall, Mail, Post, Program, Request};
 use super::reactor::{Look, Reactor};
 use super::{Host, StartError, log, step};
-use crate::control::{ACCEPT_PAUSE, ControlPath, ControlSocket};
+use crate::control::{ACCEPT_PAUSE, ControlPath, ControlSocket, PathWatch};
 use crate::effects::{DaemonEffects, Job};
 use crate::inherit::{Inherited, Role};
 use crate::probe::Users;
@@ -22,6 +22,8 @@ use crate::stream::ControlStream;
 
 /// The name of the control listener's descriptor.
 const LISTENER: u64 = 0;
+/// The name of the descriptor that tells of changes beside the control path.
+const PATH: u64 = 1;
 
 /// Where a daemon lives and what it calls itself.
 #[derive(Clone, Debug)]
@@ -81,6 +83,10 @@ pub struct DaemonHost {
     off: Off,
     /// The control listener that is watched.
     listener: Option<Arc<ControlSocket>>,
+    /// What happens to the control path, once it was claimed.
+    path: Option<PathWatch>,
+    /// The control path could not be watched.
+    blind: bool,
     /// The last connection that waited could not be taken.
     short: bool,
     /// The data was opened.
@@ -133,6 +139,8 @@ impl DaemonHost {
             effects,
             off,
             listener: None,
+            path: None,
+            blind: false,
             short: false,
             opened: false,
             ended: false,
@@ -183,6 +191,25 @@ impl DaemonHost {
                 Err(error) => self.pause(&error),
             }
         }
+    }
+
+    /// Watches the control path, which was just claimed, in the directory where it is now (R11).
+    fn watch_path(&mut self) {
+        let watched = match &self.path {
+            Some(watch) => watch.renew(),
+            None => self.effects.watch_path().and_then(|watch| {
+                self.reactor.watch(&watch, PATH)?;
+                self.path = Some(watch);
+                Ok(())
+            }),
+        };
+        let blind = watched.is_err();
+        if let Err(error) = watched
+            && !self.blind
+        {
+            tracing::warn!(%error, "handoff: whoever removes the control path will not be noticed");
+        }
+        self.blind = blind;
     }
 
     /// Leaves the control listener alone for a while: what it lacks may be there again then.
@@ -257,11 +284,19 @@ impl Host for DaemonHost {
         if names.contains(&LISTENER) {
             self.accept();
         }
+        let told = |watch: &PathWatch| names.contains(&PATH) && watch.changed();
+        let mut changed = self.path.as_ref().is_some_and(told);
         while let Some(mail) = self.reactor.mail() {
             match mail {
                 Mail::Input(input) => {
                     self.opened |= matches!(&input, Input::Done(Outcome::Opened(Ok(_))));
+                    let claimed = matches!(&input, Input::Done(Outcome::Claimed(Ok(()))));
                     self.reactor.handle(input);
+                    if claimed {
+                        self.watch_path();
+                        // What happened before it was watched is seen now.
+                        changed = true;
+                    }
                 }
                 Mail::Dropped(Hook::Open) => {
                     let error = "the program gave up opening its data".to_string();
@@ -271,6 +306,10 @@ impl Host for DaemonHost {
                 Mail::Gone if self.opened => self.abandon(),
                 Mail::Gone => self.reactor.handle(Input::Command(Command::Stop)),
             }
+        }
+        // This process's own renames are changes too.
+        if changed && self.effects.path_is_lost() {
+            self.reactor.handle(Input::Command(Command::PathChanged));
         }
         self.reactor.tick();
         Ok(any)
