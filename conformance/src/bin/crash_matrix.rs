@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
-use conformance::matrix::{self, Case, Ran, Table, Totals};
+use conformance::matrix::{self, Case, Ran, Soak, Table, Totals};
 use conformance::{adapters, suite};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -32,6 +32,9 @@ struct Options {
     /// How many runs with two faults, on each adapter
     #[arg(long, default_value_t = 100, requires = "seed")]
     runs: usize,
+    /// So many handoffs in a row instead, on each adapter and from each to the next
+    #[arg(long, value_name = "HANDOFFS")]
+    soak: Option<u32>,
     /// How many runs at a time: they wait more than they work
     #[arg(long, default_value_t = 16)]
     jobs: usize,
@@ -41,6 +44,27 @@ struct Options {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Whether all is well.
+fn soak(options: &Options, handoffs: u32) -> bool {
+    let mut well = true;
+    for soak in Soak::all(&options.adapter, handoffs) {
+        match matrix::soak(&soak) {
+            Ok(soaked) => {
+                well &= soaked.problems.is_empty();
+                match serde_json::to_string(&soaked) {
+                    Ok(json) if options.json => println!("{json}"),
+                    _ => println!("{soaked}"),
+                }
+            }
+            Err(error) => {
+                well = false;
+                eprintln!("{}: {error}", soak.name());
+            }
+        }
+    }
+    well
 }
 
 #[derive(Serialize)]
@@ -59,6 +83,9 @@ struct Failed<'a> {
 fn main() -> ExitCode {
     suite::play(&[&adapters::ALL[..], &[adapters::THEIRS]].concat());
     let options = Options::parse();
+    if let Some(handoffs) = options.soak {
+        return if soak(&options, handoffs) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     match play(&options) {
         Ok(table) => {
             if options.json {

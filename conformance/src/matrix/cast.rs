@@ -14,7 +14,7 @@ use handoff_unix::spawn::Launch;
 use serde::{Deserialize, Serialize};
 
 use super::case::Case;
-use super::run;
+use super::{run, soak};
 use crate::adapters::examples;
 use crate::suite::part::{self, named};
 use crate::suite::program::{LISTENER, control_path, data_dir, journal};
@@ -37,6 +37,8 @@ const GRACE: Duration = Duration::from_secs(5);
 pub(crate) enum Part {
     /// The run itself, which starts the others.
     Run(Box<Case>),
+    /// The same of a soak.
+    Soak(soak::Soak),
     /// The supervisor.
     Boss { adapter: String, dir: PathBuf, first: Actor, wrappers: bool, rival: bool },
     /// The example daemon of an adapter.
@@ -47,6 +49,7 @@ impl Part {
     pub(crate) fn play(self, adapters: &[&'static dyn Adapter]) -> Result<u8, HookError> {
         match self {
             Self::Run(case) => run::play(&case),
+            Self::Soak(soak) => soak::play(&soak),
             Self::Boss { adapter, dir, first, wrappers, rival } => {
                 let mut config =
                     part::config(&dir).policy(|policy| policy.allow_wrappers = wrappers);

@@ -37,6 +37,8 @@ pub(super) struct Load {
 struct Shared {
     address: SocketAddr,
     speech: Speech,
+    pace: Duration,
+    patience: Duration,
     stop: AtomicBool,
     number: AtomicU64,
     record: Mutex<Record>,
@@ -77,9 +79,21 @@ pub(super) struct Failure {
 
 impl Load {
     pub(super) fn start(address: SocketAddr, speech: Speech) -> io::Result<Self> {
+        Self::paced(address, speech, PACE, PATIENCE)
+    }
+
+    /// The same with another pace of each client, and another patience.
+    pub(super) fn paced(
+        address: SocketAddr,
+        speech: Speech,
+        pace: Duration,
+        patience: Duration,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             address,
             speech,
+            pace,
+            patience,
             stop: AtomicBool::new(false),
             number: AtomicU64::new(0),
             record: Mutex::default(),
@@ -135,7 +149,7 @@ impl Shared {
                 thread::park_timeout(VISITOR);
             } else {
                 self.write();
-                thread::park_timeout(PACE);
+                thread::park_timeout(self.pace);
             }
         }
         for visitor in visitors {
@@ -163,7 +177,7 @@ impl Shared {
             },
             why: format!("{what}: {error}"),
         };
-        let mut stream = TcpStream::connect_timeout(&self.address, PATIENCE)
+        let mut stream = TcpStream::connect_timeout(&self.address, self.patience)
             .map_err(|error| failed("not connected", error))?;
         let request = match self.speech {
             Speech::Http => format!("PUT /{key} HTTP/1.1\r\nContent-Length: 1\r\n\r\n1"),
@@ -171,7 +185,7 @@ impl Shared {
         };
         let mut answer = String::new();
         stream
-            .set_read_timeout(Some(PATIENCE))
+            .set_read_timeout(Some(self.patience))
             .and_then(|()| stream.write_all(request.as_bytes()))
             .and_then(|()| match self.speech {
                 Speech::Http => Ok(()),

@@ -25,6 +25,7 @@ mod mixed;
 mod report;
 mod run;
 mod shortage;
+mod soak;
 mod stories;
 mod stranger;
 
@@ -38,6 +39,7 @@ pub use mixed::{known, mixed, mixed_faults};
 pub use report::{Table, Totals};
 
 pub use shortage::{Place, Shortage};
+pub use soak::{Flat, Look, Process, Soak, Soaked, soak};
 pub use stories::{Boss, Expect, Story, stories};
 pub use stranger::Stranger;
 
@@ -47,6 +49,8 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
 
 use crate::suite::part;
 
@@ -59,8 +63,14 @@ const LONGEST: Duration = Duration::from_secs(240);
 ///
 /// The process cannot be started, or does not come to an end.
 pub fn play(case: &Case) -> io::Result<Ran> {
-    let launch = part::matrix(Part::Run(Box::new(case.clone())))?;
-    let mut command = if case.mounts {
+    let ran = alone(Part::Run(Box::new(case.clone())), case.mounts, LONGEST);
+    ran.map_err(|error| io::Error::other(format!("{}: {error}", case.name)))
+}
+
+/// Plays a part in a process of its own, and gives what it prints last.
+fn alone<T: DeserializeOwned>(part: Part, mounts: bool, longest: Duration) -> io::Result<T> {
+    let launch = part::matrix(part)?;
+    let mut command = if mounts {
         let mut command = Command::new("unshare");
         command.args(if rustix::process::geteuid().is_root() { &["-m"][..] } else { &["-rm"] });
         command.arg(&launch.program);
@@ -73,7 +83,7 @@ pub fn play(case: &Case) -> io::Result<Ran> {
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let reader = std::thread::spawn(move || stdout.map(io::read_to_string).transpose());
     let errors = std::thread::spawn(move || stderr.map(io::read_to_string).transpose());
-    let limit = Instant::now() + LONGEST;
+    let limit = Instant::now() + longest;
     while child.try_wait()?.is_none() {
         if Instant::now() > limit {
             child.kill()?;
@@ -83,8 +93,8 @@ pub fn play(case: &Case) -> io::Result<Ran> {
     let panicked = |_| io::Error::other("a reader has panicked");
     let said = reader.join().map_err(panicked)??.unwrap_or_default();
     let errors = errors.join().map_err(panicked)??.unwrap_or_default();
-    let ran = said.lines().last().and_then(|line| serde_json::from_str(line).ok());
-    ran.ok_or_else(|| io::Error::other(format!("{}: no result: {errors}{said}", case.name)))
+    let told = said.lines().rev().find_map(|line| serde_json::from_str(line).ok());
+    told.ok_or_else(|| io::Error::other(format!("no result: {errors}{said}")))
 }
 
 /// How often a run is played again that was disturbed.

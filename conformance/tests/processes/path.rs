@@ -12,7 +12,8 @@ use handoff_unix::probe::{Users, probe};
 /// runtime, and hands off as ever.
 #[test]
 fn a_control_path_that_is_lost_is_claimed_again() {
-    let acts: [(&str, fn(&Path)); 3] = [
+    type Act = fn(&Path);
+    let acts: [(&str, Act); 3] = [
         ("removed", |path| fs::remove_file(path).unwrap()),
         ("moved", |path| fs::rename(path, path.with_extension("moved")).unwrap()),
         ("replaced", |path| {

@@ -148,7 +148,11 @@ impl Run<'_> {
 }
 
 /// The longest time between two acknowledgements, from then on, without that in which all were stopped.
-pub(super) fn gap(record: &Record, from: Instant, jumps: &[(Instant, Instant)]) -> Duration {
+pub(in crate::matrix) fn gap(
+    record: &Record,
+    from: Instant,
+    jumps: &[(Instant, Instant)],
+) -> Duration {
     let mut times: Vec<Instant> = record.acknowledged.iter().map(|request| request.over).collect();
     times.retain(|over| *over > from);
     times.push(from);

@@ -31,6 +31,7 @@ use super::shortage::{self, Place};
 use super::stories::{self, Story};
 use crate::suite::part::{self, SUITE};
 use crate::suite::program::{DIRECTORIES, control_path, data_dir, journal};
+pub(super) use ending::gap;
 use ending::{birth, descriptors, service_variables, signal};
 use watch::Watch;
 
