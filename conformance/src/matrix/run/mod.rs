@@ -313,7 +313,9 @@ impl<'a> Run<'a> {
     fn rests(&self) -> bool {
         // What comes behind a report has come by then, as the journal's last entry.
         let quiet = self.last_step.elapsed() > QUIET;
-        quiet && self.boss.is_some() && self.serving.is_some() && self.served_since_blow()
+        // One that was given up and goes on stands down when it has seen another serve for a while (R2).
+        let alive = self.daemons.iter().filter(|pid| !birth(**pid).is_empty()).count();
+        quiet && alive <= 1 && self.boss.is_some() && self.serving.is_some() && self.served_since_blow()
     }
 
     fn is_served(&self) -> bool {
