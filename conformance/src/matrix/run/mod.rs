@@ -315,7 +315,11 @@ impl<'a> Run<'a> {
         let quiet = self.last_step.elapsed() > QUIET;
         // One that was given up and goes on stands down when it has seen another serve for a while (R2).
         let alive = self.daemons.iter().filter(|pid| !birth(**pid).is_empty()).count();
-        quiet && alive <= 1 && self.boss.is_some() && self.serving.is_some() && self.served_since_blow()
+        quiet
+            && alive <= 1
+            && self.boss.is_some()
+            && self.serving.is_some()
+            && self.served_since_blow()
     }
 
     fn is_served(&self) -> bool {
