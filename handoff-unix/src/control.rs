@@ -248,10 +248,10 @@ impl PathWatch {
     ///
     /// As [`ControlPath::watch`].
     pub fn renew(&self) -> io::Result<()> {
+        // A directory that is removed was emptied before.
         let flags = WatchFlags::DELETE
             | WatchFlags::MOVED_FROM
             | WatchFlags::MOVED_TO
-            | WatchFlags::DELETE_SELF
             | WatchFlags::MOVE_SELF;
         Ok(inotify::add_watch(&self.inotify, &self.path.parent, flags).map(drop)?)
     }
@@ -472,6 +472,23 @@ mod tests {
             .collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn r11_a_watch_tells_of_the_control_path_only() {
+        let dir = scratch();
+        let control = control(&dir);
+        let watch = control.watch().unwrap();
+        let socket = control.stage().unwrap();
+        let other = dir.path().join("other");
+        fs::write(&other, "").unwrap();
+        fs::remove_file(&other).unwrap();
+        assert!(!watch.changed());
+        socket.publish().unwrap();
+        assert!(watch.changed());
+        assert!(!watch.changed());
+        fs::remove_file(control.as_path()).unwrap();
+        assert!(watch.changed());
     }
 
     #[test]
