@@ -20,6 +20,9 @@ use handoff_unix::control::ControlPath;
 use handoff_unix::process::Signal;
 use handoff_unix::spawn::{Child, SpawnRole, spawn};
 
+/// Where the daemons of the suite have their control path; the others follow them.
+const SOCKET: &str = "run/control";
+
 /// Not a test of its own: what the daemon processes run.
 #[test]
 #[ignore = "the body of the daemon processes"]
@@ -49,7 +52,7 @@ fn beyond() {
     }
 
     let Ok(dir) = std::env::var("TEST_DIR") else { return };
-    let (socket, data) = (Path::new(&dir).join("c.sock"), Path::new(&dir).join("data"));
+    let (socket, data) = (Path::new(&dir).join(SOCKET), Path::new(&dir).join("data"));
     let lock = ::handoff::DataDirLock::acquire(&data).unwrap();
     let _ = ::handoff::Incumbent::bind_cold_start(&socket, lock).unwrap().serve(Program);
 }
@@ -60,7 +63,7 @@ fn beyond() {
 #[ignore = "the body of a daemon process"]
 fn toy() {
     let Ok(dir) = std::env::var("TEST_DIR") else { return };
-    let listener = UnixListener::bind(Path::new(&dir).join("c.sock")).unwrap();
+    let listener = UnixListener::bind(Path::new(&dir).join(SOCKET)).unwrap();
     let hello = Message::Hello {
         role: Side::Incumbent,
         pid: 1,
@@ -89,7 +92,7 @@ fn beyond_hands_off() {
 
     let Ok(dir) = std::env::var("TEST_DIR") else { return };
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let supervisor = ::handoff::Supervisor::new(&Path::new(&dir).join("c.sock"))
+    let supervisor = ::handoff::Supervisor::new(&Path::new(&dir).join(SOCKET))
         .unwrap()
         .with_listener("tcp", listener.as_raw_fd());
     let mut puppet = ::handoff::SpawnSpec::new(env!("CARGO_BIN_EXE_conformance"));
@@ -106,7 +109,9 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("probe test ").tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("data")).unwrap();
+        for name in ["data", "run"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
         Self { dir, daemon: None }
     }
 
@@ -124,7 +129,7 @@ impl Bench {
     }
 
     fn socket(&self) -> PathBuf {
-        self.path().join("c.sock")
+        self.path().join(SOCKET)
     }
 
     fn incumbent(&self) -> Incumbent {

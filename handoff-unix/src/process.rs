@@ -77,8 +77,10 @@ pub(crate) fn is_stopped(pid: u32) -> bool {
     stat(pid, 0).as_deref() == Some("T")
 }
 
-/// When a process was started, in clock ticks since boot.
-pub(crate) fn start_time(pid: u32) -> Option<u64> {
+/// When a process was started, in clock ticks since boot: with its number that names it for good. `None`
+/// where there is no such process any more.
+#[must_use]
+pub fn start_time(pid: u32) -> Option<u64> {
     stat(pid, 19)?.parse().ok()
 }
 

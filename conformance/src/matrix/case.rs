@@ -100,6 +100,30 @@ pub struct Case {
     pub story: Option<Story>,
 }
 
+impl Case {
+    /// A handoff in which nothing happens, with the durations of [`Limits::default`].
+    pub(super) fn new(name: String, supervisor: &str, incumbent: Actor, successor: Actor) -> Self {
+        Self {
+            name,
+            supervisor: supervisor.into(),
+            incumbent,
+            successor,
+            limits: Limits::default(),
+            strikes: Vec::new(),
+            mounts: false,
+            story: None,
+        }
+    }
+
+    /// The same, in which this happens as well.
+    pub(super) fn struck(&self, strikes: Vec<Strike>) -> Self {
+        let names: Vec<_> = strikes.iter().map(Strike::name).collect();
+        let name = format!("{}, {}", self.name, names.join(" and "));
+        let mounts = strikes.iter().any(|strike| matches!(strike.blow, Blow::Lacks(..)));
+        Self { name, strikes, mounts, ..self.clone() }
+    }
+}
+
 /// What came of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Ran {

@@ -3,11 +3,11 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Termination};
+use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
-use handoff_core::supervisor::{Event, Reason, Verdict};
+use handoff_core::supervisor::{Event, Verdict};
 use handoff_unix::host::{Handoff, HookError, SupervisorConfig};
 use handoff_unix::inherit::Inherited;
 use handoff_unix::spawn::Launch;
@@ -60,25 +60,23 @@ impl Part {
                 Ok(0)
             }
             Self::Example { adapter } => {
-                let ended = example(&adapter).ok_or("there is no example of this name")?();
-                // What the example has ended with is its process's exit code.
-                std::process::exit(if ended == ExitCode::SUCCESS { 0 } else { code(ended) });
+                Ok(code(example(&adapter).ok_or("there is no example of this name")?()))
             }
         }
     }
 }
 
-/// The number in an exit code, of those a daemon ends with.
-fn code(code: ExitCode) -> i32 {
-    (0..=u8::MAX).find(|number| ExitCode::from(*number) == code).unwrap_or(1).into()
+/// The number in an exit code.
+fn code(code: ExitCode) -> u8 {
+    (0..=u8::MAX).find(|number| ExitCode::from(*number) == code).unwrap_or(1)
 }
 
 /// The example daemon of an adapter, if it has one.
 fn example(adapter: &str) -> Option<fn() -> ExitCode> {
     match adapter {
         "blocking" => Some(examples::blocking::main),
-        "tokio" | "tokio-threads" => Some(|| examples::tokio::main().report()),
-        "smol" => Some(|| examples::smol::main().report()),
+        "tokio" | "tokio-threads" => Some(examples::tokio::main),
+        "smol" => Some(examples::smol::main),
         _ => None,
     }
 }
@@ -320,7 +318,7 @@ fn supervise(
                     Ok(report) => Word::Report {
                         text: report.to_string(),
                         verdict: Some(report.verdict.to_string()),
-                        reason: report.trouble.as_ref().map(|it| reason(it.reason)),
+                        reason: report.trouble.as_ref().map(|it| it.reason.code().to_string()),
                         serving: report.serving,
                     },
                     Err(error) => Word::Report {
@@ -350,10 +348,6 @@ fn supervise(
             settled = false;
         }
     }
-}
-
-fn reason(reason: Reason) -> String {
-    reason.code().to_string()
 }
 
 /// Reads orders; an abort is carried out at once.

@@ -1,8 +1,9 @@
 //! What a handoff comes to by itself, and what is done to it.
 
 use super::case::{Blow, Case, Role, Step, Strike};
-use super::cast::{Actor, Limits};
+use super::cast::Actor;
 use super::{Moment, Place, Shortage};
+use crate::walk::Seed;
 
 /// How long a process is stopped that goes on before it counts as dead (T2).
 pub(super) const SHORT: u64 = 2_000;
@@ -32,15 +33,8 @@ pub fn courses(adapter: &str) -> Vec<Case> {
         ("rollback of an unhealthy successor", Some("KV_UNHEALTHY")),
         ("rollback of one that dies", Some("KV_DIE_AFTER_BEGIN")),
     ];
-    let case = |(name, fault)| Case {
-        name: format!("{adapter}: {name}"),
-        supervisor: adapter.into(),
-        incumbent: daemon(None),
-        successor: daemon(fault),
-        limits: Limits::default(),
-        strikes: Vec::new(),
-        mounts: false,
-        story: None,
+    let case = |(name, fault)| {
+        Case::new(format!("{adapter}: {name}"), adapter, daemon(None), daemon(fault))
     };
     courses.map(case).into()
 }
@@ -103,43 +97,19 @@ pub(super) fn blows(step: &Step, mounts: bool) -> Vec<(Role, Blow)> {
 #[must_use]
 pub fn faults(course: &Case, steps: &[Step], mounts: bool) -> Vec<Case> {
     let known = |step: &&Step| matches!(step.role, Role::S | Role::O | Role::N);
-    let mut cases = Vec::new();
-    for step in steps.iter().filter(known) {
-        for (on, blow) in blows(step, mounts) {
-            let strike = Strike { at: step.clone(), on, blow };
-            let mounts = matches!(blow, Blow::Lacks(..));
-            let name = format!("{}, {}", course.name, strike.name());
-            cases.push(Case { name, strikes: vec![strike], mounts, ..course.clone() });
-        }
-    }
-    cases
+    let strikes = steps.iter().filter(known).flat_map(|step| {
+        let at = |(on, blow)| Strike { at: step.clone(), on, blow };
+        blows(step, mounts).into_iter().map(at)
+    });
+    strikes.map(|strike| course.struck(vec![strike])).collect()
 }
 
 /// Runs with two blows, by seed.
 #[must_use]
 pub fn pairs(course: &Case, steps: &[Step], seed: u64, count: usize) -> Vec<Case> {
     let singles = faults(course, steps, false);
-    let mut state = seed;
-    let mut random = |below: usize| {
-        // SplitMix64.
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((mixed ^ (mixed >> 31)) % below as u64).unwrap_or_default()
-    };
-    if singles.is_empty() {
-        return Vec::new();
-    }
-    let mut pair = || {
-        let (one, other) = (&singles[random(singles.len())], &singles[random(singles.len())]);
-        let strikes = [&one.strikes[..], &other.strikes[..]].concat();
-        let names: Vec<_> = strikes.iter().map(Strike::name).collect();
-        Case {
-            name: format!("{}, {}", course.name, names.join(" and ")),
-            strikes,
-            ..course.clone()
-        }
-    };
-    (0..count).map(|_| pair()).collect()
+    let mut seed = Seed::new(seed);
+    let mut one = || singles.get(seed.below(singles.len())).map(|case| case.strikes.clone());
+    let mut pair = || Some(course.struck([one()?, one()?].concat()));
+    (0..count).map_while(|_| pair()).collect()
 }

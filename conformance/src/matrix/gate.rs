@@ -218,9 +218,7 @@ impl Visit for Said {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         match field.name() {
             "moment" => self.moment = format!("{value:?}").trim_matches('"').to_string(),
-            "what" => {
-                self.what = format!("{value:?}").replace('\n', " ");
-            }
+            "what" => self.what = format!("{value:?}").replace('\n', " "),
             "message" => self.message = format!("{value:?}{}", self.message),
             name => self.message += &format!(" {name}={value:?}"),
         }

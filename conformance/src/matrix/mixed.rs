@@ -4,7 +4,7 @@
 //! invariant by themselves that is known, by a table, and even there I1 and I3 are kept.
 
 use super::case::{Blow, Case, Ran, Role, Step, Strike};
-use super::cast::{Actor, Limits};
+use super::cast::Actor;
 use super::courses::{LONG, SHORT, blows};
 
 /// What the adapter of the other implementation is called.
@@ -158,16 +158,8 @@ pub fn mixed(adapter: &str) -> Vec<Case> {
         let whose = |role: Role| if theirs.contains(&role) { THEIRS } else { adapter };
         let daemon = |role: Role| Actor::Suite { adapter: whose(role).into(), fault: None };
         let names: Vec<_> = theirs.iter().map(ToString::to_string).collect();
-        Case {
-            name: format!("{adapter}: their {}", names.join(" and ")),
-            supervisor: whose(Role::S).into(),
-            incumbent: daemon(Role::O),
-            successor: daemon(Role::N),
-            limits: Limits::default(),
-            strikes: Vec::new(),
-            mounts: false,
-            story: None,
-        }
+        let name = format!("{adapter}: their {}", names.join(" and "));
+        Case::new(name, whose(Role::S), daemon(Role::O), daemon(Role::N))
     };
     pairings.into_iter().map(pairing).collect()
 }
@@ -199,10 +191,7 @@ pub fn mixed_faults(course: &Case, steps: &[Step], mounts: bool) -> Vec<Case> {
             if on == Role::N && spawn.is_none_or(|spawn| place < spawn) {
                 continue;
             }
-            let strike = Strike { at: step.clone(), on, blow };
-            let mounts = matches!(blow, Blow::Lacks(..));
-            let name = format!("{}, {}", course.name, strike.name());
-            cases.push(Case { name, strikes: vec![strike], mounts, ..course.clone() });
+            cases.push(course.struck(vec![Strike { at: step.clone(), on, blow }]));
         }
     }
     cases

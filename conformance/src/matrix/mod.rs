@@ -12,7 +12,8 @@
 //! - I6: the next handoff commits, and no process, no descriptor and no file is left.
 //!
 //! Where the supervisor was struck it is started again, once its daemons have shown that they need none.
-//! Which steps there are is not written down here: each of the [`courses`] is played once without a fault, and says.
+//! Which steps there are is not written down here: each of the [`courses`] is played once without a
+//! fault, and says.
 //!
 //! `cargo run --release -p conformance --bin crash-matrix` plays them all.
 
@@ -37,7 +38,6 @@ pub use gate::Moment;
 pub(crate) use gate::keep;
 pub use mixed::{known, mixed, mixed_faults};
 pub use report::{Table, Totals};
-
 pub use shortage::{Place, Shortage};
 pub use soak::{Flat, Look, Process, Soak, Soaked, soak};
 pub use stories::{Boss, Expect, Story, stories};
@@ -71,8 +71,7 @@ pub fn play(case: &Case) -> io::Result<Ran> {
 fn alone<T: DeserializeOwned>(part: Part, mounts: bool, longest: Duration) -> io::Result<T> {
     let launch = part::matrix(part)?;
     let mut command = if mounts {
-        let mut command = Command::new("unshare");
-        command.args(if rustix::process::geteuid().is_root() { &["-m"][..] } else { &["-rm"] });
+        let mut command = unshared();
         command.arg(&launch.program);
         command
     } else {
@@ -136,12 +135,18 @@ pub fn play_all(
 /// Whether runs can have file systems of their own here.
 #[must_use]
 pub fn has_mounts() -> bool {
-    let options = if rustix::process::geteuid().is_root() { "-m" } else { "-rm" };
-    let tried = Command::new("unshare")
-        .args([options, "sh", "-c", "mount -t tmpfs none /proc/self/cwd"])
+    let tried = unshared()
+        .args(["sh", "-c", "mount -t tmpfs none /proc/self/cwd"])
         .current_dir(std::env::temp_dir())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
     tried.is_ok_and(|status| status.success())
+}
+
+/// What runs a command with mounts of its own.
+fn unshared() -> Command {
+    let mut command = Command::new("unshare");
+    command.arg(if rustix::process::geteuid().is_root() { "-m" } else { "-rm" });
+    command
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::case::{Blow, Case, Role, Step, Strike};
-use super::cast::{Actor, Limits, Wrap};
+use super::cast::{Actor, Wrap};
 use super::stranger::Stranger;
 use super::{Moment, Place, Shortage};
 use crate::suite::Fault;
@@ -81,16 +81,10 @@ impl Telling {
     }
 
     fn tell_of(&mut self, name: impl Into<String>, from: Actor, to: Actor) -> &mut Case {
-        self.told.push(Case {
-            name: format!("{}: story: {}", self.adapter, name.into()),
-            supervisor: self.adapter.clone(),
-            incumbent: from,
-            successor: to,
-            limits: Limits::default(),
-            strikes: Vec::new(),
-            mounts: false,
-            story: Some(Story::default()),
-        });
+        let name = format!("{}: story: {}", self.adapter, name.into());
+        let mut case = Case::new(name, &self.adapter, from, to);
+        case.story = Some(Story::default());
+        self.told.push(case);
         let last = self.told.len() - 1;
         &mut self.told[last]
     }

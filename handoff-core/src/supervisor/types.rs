@@ -49,8 +49,9 @@ pub enum Effect {
         /// Who is thought to hold it: the first place to look.
         by: Option<u32>,
     },
-    /// Send a signal to the process group that the host started with this leader. Completes with
-    /// [`Outcome::Signalled`].
+    /// Send a signal to the process group that the host started with this leader. A leader that is
+    /// stopped is killed, whatever it was to be sent: it could not take the signal, and would go on
+    /// before it ends. Completes with [`Outcome::Signalled`].
     Signal {
         /// The group's leader.
         pid: u32,

@@ -93,7 +93,6 @@ impl Run<'_> {
         if gap > SERVES {
             ran.problems.push(format!("I5: nobody served for {} ms", ran.gap));
         }
-        let _ = self.address;
         ran
     }
 
@@ -179,13 +178,6 @@ pub(super) fn descriptors(pid: u32) -> Vec<String> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
     links.map(|link| link.to_string_lossy().into_owned()).collect()
-}
-
-/// When a process was started, in the kernel's words.
-pub(super) fn birth(pid: u32) -> String {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let behind = stat.rsplit_once(')').map_or("", |(_, behind)| behind);
-    behind.split_ascii_whitespace().nth(19).unwrap_or_default().to_string()
 }
 
 /// What a process has of a service manager's that is for one process only.

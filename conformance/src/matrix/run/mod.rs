@@ -8,7 +8,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use handoff_unix::host::HookError;
 use handoff_unix::lock::{DataDirLock, is_held_by};
+use handoff_unix::process::start_time;
 use handoff_unix::spawn::{SpawnRole, become_subreaper, spawn};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 
@@ -32,11 +33,11 @@ use super::stories::{self, Story};
 use crate::suite::part::{self, SUITE};
 use crate::suite::program::{DIRECTORIES, control_path, data_dir, journal};
 pub(super) use ending::gap;
-use ending::{birth, descriptors, service_variables, signal};
+use ending::{descriptors, service_variables, signal};
 use watch::Watch;
 
 /// How soon somebody serves again (I5).
-pub(super) const SERVES: Duration = Duration::from_secs(10);
+const SERVES: Duration = Duration::from_secs(10);
 
 /// How long anything else may take on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -154,7 +155,6 @@ struct Run<'a> {
     case: &'a Case,
     dir: &'a Path,
     start: Instant,
-    address: SocketAddr,
     listener: TcpListener,
     sender: Sender<Event>,
     events: Receiver<Event>,
@@ -200,8 +200,7 @@ impl<'a> Run<'a> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         // Every runtime's own sockets can use it then.
         listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        let load = Load::start(address, case.incumbent.speaks())?;
+        let load = Load::start(listener.local_addr()?, case.incumbent.speaks())?;
         let (reader, writer) = io::pipe()?;
         let lines = sender.clone();
         thread::spawn(move || {
@@ -213,7 +212,6 @@ impl<'a> Run<'a> {
             case,
             dir,
             start: Instant::now(),
-            address,
             listener,
             sender,
             events,
@@ -314,9 +312,8 @@ impl<'a> Run<'a> {
         // What comes behind a report has come by then, as the journal's last entry.
         let quiet = self.last_step.elapsed() > QUIET;
         // One that was given up and goes on stands down when it has seen another serve for a while (R2).
-        let alive = self.daemons.iter().filter(|pid| !birth(**pid).is_empty()).count();
         quiet
-            && alive <= 1
+            && self.watch.alive() <= 1
             && self.boss.is_some()
             && self.serving.is_some()
             && self.served_since_blow()

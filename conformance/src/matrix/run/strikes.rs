@@ -34,10 +34,11 @@ impl Run<'_> {
                 signal(pid, Signal::STOP);
                 answer(held, Answer::Go);
                 self.later.push((after(ms), Later::Continue(pid)));
-                // While nobody has served yet nobody has to: a first daemon is waited for, because it may
-                // be opening its data.
-                let served = self.load.as_ref().and_then(Load::last_begun).is_some();
-                self.cold = (!served || self.serving.is_none()).then(|| after(ms));
+                // While nobody is known to have served, nobody has to: a first daemon is waited for, because
+                // it may be opening its data.
+                if self.handoffs == 0 && self.serving.is_none() {
+                    self.cold = Some(after(ms));
+                }
                 true
             }
             Blow::Stall(ms) => {

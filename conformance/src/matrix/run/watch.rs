@@ -2,26 +2,36 @@
 
 use super::*;
 
+/// A daemon, and when it was started: the number of one that has ended may come to mean another's thread.
+#[derive(Clone, Debug)]
+struct Daemon {
+    pid: u32,
+    born: Option<u64>,
+}
+
+impl Daemon {
+    fn is_there(&self) -> bool {
+        self.born.is_some() && start_time(self.pid) == self.born
+    }
+}
+
 /// I1: looks all the time who holds the lock.
 pub(super) struct Watch {
-    pids: Arc<Mutex<Vec<(u32, String)>>>,
+    daemons: Arc<Mutex<Vec<Daemon>>>,
     over: Arc<AtomicBool>,
     thread: thread::JoinHandle<(Option<String>, Duration)>,
 }
 
 impl Watch {
     pub(super) fn start(data_dir: PathBuf) -> Self {
-        let (pids, over) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-        let (watched, stopped) = (Arc::clone(&pids), Arc::clone(&over));
+        let (daemons, over) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (watched, stopped) = (Arc::clone(&daemons), Arc::clone(&over));
         let thread = thread::spawn(move || {
             let (mut doubled, mut stalled) = (None, Duration::ZERO);
             while !stopped.load(Ordering::Relaxed) {
-                let pids = watched.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                // The number of one that has ended may have come to mean another's thread.
-                let holds = |(pid, born): &(u32, String)| {
-                    is_held_by(&data_dir, *pid) && birth(*pid) == *born
-                };
-                let holders: Vec<_> = pids.into_iter().filter(holds).collect();
+                let daemons = watched.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let holds = |it: &Daemon| is_held_by(&data_dir, it.pid) && it.is_there();
+                let holders: Vec<_> = daemons.into_iter().filter(holds).collect();
                 // One may have let go before the other took it, between the two looks.
                 if holders.len() > 1 && holders.iter().all(holds) {
                     doubled.get_or_insert(format!("I1: the lock is held by {holders:?}"));
@@ -33,11 +43,18 @@ impl Watch {
             }
             (doubled, stalled)
         });
-        Self { pids, over, thread }
+        Self { daemons, over, thread }
     }
 
     pub(super) fn add(&self, pid: u32) {
-        self.pids.lock().unwrap_or_else(PoisonError::into_inner).push((pid, birth(pid)));
+        let daemon = Daemon { pid, born: start_time(pid) };
+        self.daemons.lock().unwrap_or_else(PoisonError::into_inner).push(daemon);
+    }
+
+    /// How many of the daemons have not been reaped.
+    pub(super) fn alive(&self) -> usize {
+        let daemons = self.daemons.lock().unwrap_or_else(PoisonError::into_inner);
+        daemons.iter().filter(|it| it.is_there()).count()
     }
 
     /// Who held it at the same time, and for how long the machine stood still.
