@@ -1,6 +1,18 @@
 //! The `handoff` command.
 
+mod admin;
+mod check;
+mod cli;
+mod client;
+mod config;
 mod demo;
+mod doctor;
+mod exit;
+mod run_as;
+mod sockets;
+mod supervise;
+mod systemd;
+mod timeline;
 
 // The daemons of the demo are the examples that people copy: there is one of each.
 #[path = "../../handoff-blocking/examples/kv.rs"]
@@ -12,31 +24,26 @@ pub mod kv_tokio;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-
-/// Replaces the binary of a running daemon: no refused connection, no lost acknowledged write.
-#[derive(Debug, Parser)]
-#[command(name = "handoff", version)]
-struct Cli {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Debug, Subcommand)]
-enum Verb {
-    /// Shows it: swaps a key-value daemon under load, in a temporary folder.
-    Demo(demo::Options),
-    /// The key-value daemon of the demo.
-    #[command(hide = true, name = demo::DAEMON_VERB)]
-    Kv {
-        /// What it runs on
-        runtime: demo::Runtime,
-    },
-}
+use clap::Parser;
+use cli::{Cli, Verb};
 
 fn main() -> ExitCode {
-    match Cli::parse().verb {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { exit::USAGE } else { exit::OK }.into();
+        }
+    };
+    match cli.verb {
+        Verb::Supervise { config } => supervise::run(&config),
+        Verb::Check { config, json } => check::run(&config, json),
+        Verb::Doctor { which } => doctor::run(&which),
         Verb::Demo(options) => demo::run(&options),
         Verb::Kv { runtime } => demo::daemon(runtime),
+        Verb::RunAs { uid, gid, groups, program, args } => {
+            run_as::run(uid, gid, &groups, &program, &args)
+        }
+        verb => client::run(verb),
     }
 }

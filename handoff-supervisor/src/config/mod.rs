@@ -1,0 +1,154 @@
+//! The configuration of a supervisor: a TOML file.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+mod read;
+
+pub use read::{Mistake, Mistakes, read};
+
+/// What a supervisor is told.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Config {
+    /// The file it was read from.
+    pub file: PathBuf,
+    /// `[daemon]`
+    pub daemon: Daemon,
+    /// `[[listener]]`, in order.
+    pub listeners: Vec<Listener>,
+    /// `[handoff]`
+    pub handoff: Handoff,
+    /// `[supervisor]`
+    pub supervisor: Supervisor,
+}
+
+/// The daemon.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Daemon {
+    /// `command`: the binary, an absolute path.
+    pub command: PathBuf,
+    /// `args`
+    pub args: Vec<String>,
+    /// `environment`: variables to set. `HANDOFF_CONTROL` and `HANDOFF_DATA` tell it its paths, unless they
+    /// are set here.
+    pub environment: Vec<(String, String)>,
+    /// `directory`: where it starts, if not where the supervisor did.
+    pub directory: Option<PathBuf>,
+    /// `user`: whom it runs as, by name or number, if not as the supervisor.
+    pub user: Option<User>,
+    /// `data_dir`: the directory whose lock it holds.
+    pub data_dir: PathBuf,
+    /// `control`: its control path.
+    pub control: PathBuf,
+    /// `wrapper`: whether `command` may start the daemon as its child (C1).
+    pub wrapper: bool,
+    /// `stop_grace`: from SIGTERM to SIGKILL when it is stopped; 10 s.
+    pub stop_grace: Duration,
+}
+
+/// A user of the system.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct User {
+    /// Its name, or its number where it has none.
+    pub name: String,
+    /// Its number.
+    pub uid: u32,
+    /// The number of its group.
+    pub gid: u32,
+    /// The numbers of all its groups.
+    pub groups: Vec<u32>,
+}
+
+/// A listener to bind.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listener {
+    /// `name`, by which the daemon knows it.
+    pub name: String,
+    /// `tcp`, `udp` or `unix`: exactly one.
+    pub address: Address,
+    /// `backlog`: how many connections may wait; the system's maximum unless set. None for UDP.
+    pub backlog: Option<u32>,
+}
+
+/// Where a listener listens.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Address {
+    /// `tcp = "127.0.0.1:8080"`
+    Tcp(SocketAddr),
+    /// `udp = "127.0.0.1:8080"`
+    Udp(SocketAddr),
+    /// `unix = "/run/kv/kv.sock"`, and `mode = "0660"`, the socket file's permissions: 0600 unless set.
+    Unix {
+        /// The path.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+}
+
+/// How handoffs go.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Handoff {
+    /// `deadline`: from Prepare to Ready; 60 s.
+    pub deadline: Duration,
+    /// `drain_grace`: for the drain; 30 s.
+    pub drain_grace: Duration,
+    /// `warm_up`: for the successor until its Hello; 60 s.
+    pub warm_up: Duration,
+    /// `strict`: whether a peer that reports no revisions is refused; false.
+    pub strict: bool,
+    /// `promote`: whether a successor takes over where the incumbent is gone (R5); true.
+    pub promote: bool,
+    /// `probation`: for how long a new daemon is watched, and replaced by the previous one if it ends or
+    /// turns unhealthy.
+    pub probation: Option<Duration>,
+    /// `health`: how its health is looked at during probation, and for `status`.
+    pub health: Option<Health>,
+    /// `binaries`: what `swap` may start, as paths with `*` for what is between two slashes; anything where
+    /// the list is empty.
+    pub binaries: Vec<String>,
+}
+
+/// A look at a daemon's health.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Health {
+    /// `http = "http://127.0.0.1:8080/healthz"`: well where this answers 2xx.
+    pub address: SocketAddr,
+    /// The path and query of it.
+    pub path: String,
+    /// `every`: how often; 1 s.
+    pub every: Duration,
+    /// `timeout`: for one look; 2 s.
+    pub timeout: Duration,
+    /// `failures`: how many in a row make it unhealthy; 3.
+    pub failures: u32,
+}
+
+/// The supervisor itself.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Supervisor {
+    /// `socket`: where the verbs find it.
+    pub socket: PathBuf,
+    /// `state_dir`: where it keeps its journal, its history and the output of daemons.
+    pub state_dir: PathBuf,
+    /// `admins`: who may use the verbs, besides root and the user it runs as.
+    pub admins: Vec<User>,
+    /// `metrics`: where to answer Prometheus, if at all.
+    pub metrics: Option<SocketAddr>,
+    /// `restart_first`: how long until a daemon that ended is started again, doubled each time; 100 ms.
+    pub restart_first: Duration,
+    /// `restart_most`: the longest that gets; 30 s.
+    pub restart_most: Duration,
+}
+
+/// Where the verbs look for a configuration unless told.
+pub const DEFAULT: &str = "/etc/handoff.toml";
+
+impl Config {
+    /// A file in the state directory.
+    #[must_use]
+    pub fn state(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.supervisor.state_dir.join(name)
+    }
+}

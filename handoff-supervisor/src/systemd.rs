@@ -1,0 +1,1 @@
+//! What a supervisor says to systemd, and gets from it.
