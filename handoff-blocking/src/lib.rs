@@ -22,8 +22,9 @@ mod daemon;
 mod supervisor;
 
 pub use daemon::{Daemon, Grant, Serving};
+pub use handoff_core::HandoffId;
 pub use handoff_core::daemon::{DrainReport, Ended, Readiness, SealReport, Timing};
-pub use handoff_core::supervisor::{Event, Phase, Reason, Report, Verdict};
+pub use handoff_core::supervisor::{Event, Phase, Ready, Reason, Report, Trouble, Verdict};
 pub use handoff_unix::accept::{Acceptor, Stopper};
 pub use handoff_unix::host::{
     Aborter, Config, DrainContext, Handoff, HookError, Hooks, Off, SealContext, StartError,

@@ -89,7 +89,7 @@ impl Supervisor {
         self.front.aborter()
     }
 
-    /// Ends every daemon it started: SIGTERM, `grace`, SIGKILL, each with all its process group (R14).
+    /// Ends every daemon it started or found: SIGTERM, `grace`, SIGKILL, each with all its process group (R14).
     /// Gives the pids that would not die.
     ///
     /// # Errors

@@ -190,6 +190,50 @@ fn a_successor_has_its_budget_for_hello() {
     assert_eq!(s.verdict().1, Some(Reason::SuccessorHelloTimeout));
 }
 
+/// C3, R4: a dry run ends a successor that has said Hello; the incumbent hears nothing of it.
+#[test]
+fn a_dry_run_ends_with_hello() {
+    let dry_run = || {
+        let mut s = setup().idle();
+        s.asks(Command::Handoff { id: ID, spec: Spec { dry_run: true, ..SPEC } });
+        s.done(written());
+        s.done(answered(O_PID));
+        s.done(Outcome::Spawned(Ok(N_PID)));
+        s.opens_as(N, cred(N_PID));
+        s.done(written());
+        s.take();
+        s
+    };
+    let mut s = dry_run();
+    s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
+    let reason = "it was a dry run".to_string();
+    let abort = Message::Abort { handoff_id: ID, reason };
+    s.expect([send(N, ack()), send(N, abort), journal(Step::Abort), reap(), term(N_PID)]);
+    s.done(written());
+    s.loses(N);
+    s.done(exited(N_PID));
+    s.quiet();
+    s.done(reaped());
+    assert_eq!(s.verdict(), (Verdict::DryRun, None, Some(O_PID)));
+
+    // One that says no Hello fails it, as it would a handoff.
+    let mut s = dry_run();
+    s.done(exited(N_PID));
+    s.expect([phase(Phase::Rollback), journal(Step::Abort), reap(), term(N_PID)]);
+    s.done(written());
+    s.done(reaped());
+    assert_eq!(s.verdict(), (Verdict::Refused, Some(Reason::SuccessorExited), Some(O_PID)));
+
+    // One that is aborted while it ends was aborted.
+    let mut s = dry_run();
+    s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
+    s.asks(Command::Abort);
+    s.take();
+    s.done(written());
+    s.done(reaped());
+    assert_eq!(s.verdict(), (Verdict::Refused, Some(Reason::OperatorAbort), Some(O_PID)));
+}
+
 /// C1: the role, the pid and the uid of a Hello are checked against the kernel's.
 #[test]
 fn a_hello_is_checked() {

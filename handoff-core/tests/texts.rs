@@ -220,6 +220,11 @@ fn what_a_supervisor_tells() {
             "handoff <id>: rolled back; pid 200 serves",
         ),
         (Event::Finished(report(Verdict::Refused)), true, "handoff <id>: refused; pid 200 serves"),
+        (
+            Event::Finished(report(Verdict::DryRun)),
+            false,
+            "handoff <id>: the dry run went well; pid 200 serves",
+        ),
         (Event::Finished(report(Verdict::Unknown)), true, "handoff <id>: unknown; pid 200 serves"),
     ];
     for (event, trouble, text) in events {

@@ -71,8 +71,9 @@ mod listener;
 mod supervisor;
 
 pub use daemon::Daemon;
+pub use handoff_core::HandoffId;
 pub use handoff_core::daemon::{DrainReport, Ended, Readiness, SealReport, Timing};
-pub use handoff_core::supervisor::{Event, Phase, Reason, Report, Verdict};
+pub use handoff_core::supervisor::{Event, Phase, Ready, Reason, Report, Trouble, Verdict};
 #[doc(inline)]
 pub use handoff_unix::host::task::{Grant, Hooks, Serving};
 #[doc(inline)]

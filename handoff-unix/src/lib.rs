@@ -34,6 +34,7 @@ pub mod peer;
 pub mod poll;
 pub mod probe;
 pub mod process;
+pub mod replace;
 pub mod spawn;
 pub mod stream;
 pub mod wake;

@@ -77,6 +77,11 @@ pub(crate) fn is_stopped(pid: u32) -> bool {
     stat(pid, 0).as_deref() == Some("T")
 }
 
+/// Whether a process leads a group of its own, as one that a supervisor started does.
+pub(crate) fn leads_a_group(pid: u32) -> bool {
+    to_pid(pid).is_ok_and(|pid| rustix::process::getpgid(Some(pid)) == Ok(pid))
+}
+
 /// When a process was started, in clock ticks since boot: with its number that names it for good. `None`
 /// where there is no such process any more.
 #[must_use]

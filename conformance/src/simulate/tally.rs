@@ -12,10 +12,11 @@ pub struct Tally {
     pub runs: u64,
     /// Steps of all runs.
     pub steps: u64,
-    verdicts: [u64; 4],
+    verdicts: [u64; VERDICTS.len()],
     faults: [u64; Fault::ALL.len()],
 }
 
+/// The simulator makes no dry runs.
 const VERDICTS: [(Verdict, &str); 4] = [
     (Verdict::Committed, "committed"),
     (Verdict::RolledBack, "rolled back"),

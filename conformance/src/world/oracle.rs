@@ -382,7 +382,7 @@ impl World {
         let reported = report.serving;
         let claims = match report.verdict {
             Verdict::Committed | Verdict::RolledBack => true,
-            Verdict::Refused | Verdict::Unknown => reported.is_some(),
+            Verdict::Refused | Verdict::DryRun | Verdict::Unknown => reported.is_some(),
         };
         let excused = reported.and_then(|pid| self.death(pid)).is_some_and(|death| {
             death == Death::Crashed || self.rules.faults < *faults_left || self.spent > 1

@@ -18,8 +18,12 @@ const fn units(count: u32) -> Duration {
 const PULSE: Pulse = Pulse { every: units(1), silence: units(3) };
 
 /// One handoff's.
-pub const SPEC: supervisor::Spec =
-    supervisor::Spec { deadline: units(4), drain_grace: units(2), hello_budget: units(2) };
+pub const SPEC: supervisor::Spec = supervisor::Spec {
+    deadline: units(4),
+    drain_grace: units(2),
+    hello_budget: units(2),
+    dry_run: false,
+};
 
 /// A daemon's.
 pub const DAEMON: daemon::Timing = daemon::Timing {

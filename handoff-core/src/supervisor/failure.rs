@@ -109,9 +109,16 @@ impl Supervisor {
     pub(super) fn end_successor(&mut self, now: Instant, out: &mut Out) {
         let Some(swap) = self.swap() else { return };
         swap.at = At::Ending;
-        let reason = swap.trouble.as_ref().map_or_else(String::new, |t| t.detail.clone());
+        let reason = match &swap.trouble {
+            Some(trouble) => trouble.detail.clone(),
+            None if swap.rehearsed => "it was a dry run".to_string(),
+            None => String::new(),
+        };
         let abort = Message::Abort { handoff_id: swap.id, reason };
-        out.push(Output::Event(Event::Phase(Phase::Rollback)));
+        // The end of a dry run is no rollback.
+        if !swap.rehearsed {
+            out.push(Output::Event(Event::Phase(Phase::Rollback)));
+        }
         if swap.successor.link == Link::Acked {
             out.push(Output::Send { to: Peer::Successor, message: abort.clone() });
         }
@@ -142,8 +149,9 @@ impl Supervisor {
         let (limit, silence) = (now + timing.confirm, now + timing.slack);
         let Some(swap) = self.swap() else { return };
         if !swap.prepared && !swap.promoted && !swap.incumbent.exited {
-            let serving = swap.incumbent.pid;
-            return self.finish(Verdict::Refused, serving, out);
+            let (serving, well) = (swap.incumbent.pid, swap.rehearsed && swap.trouble.is_none());
+            let verdict = if well { Verdict::DryRun } else { Verdict::Refused };
+            return self.finish(verdict, serving, out);
         }
         swap.at = At::Confirming;
         let resume =

@@ -110,6 +110,8 @@ struct Swap {
     ready: Option<Ready>,
     /// The incumbent counts as gone: the successor is the only one left (R5).
     promoted: bool,
+    /// A dry run has seen what it was to see.
+    rehearsed: bool,
     /// It answered after all, when the successor was ready.
     back: bool,
     /// The incumbent was sent a signal to end: its answers mean nothing any more.
@@ -344,6 +346,7 @@ impl Supervisor {
             seal_failed: false,
             ready: None,
             promoted: false,
+            rehearsed: false,
             back: false,
             doomed: false,
             trouble: None,
@@ -420,7 +423,7 @@ impl Supervisor {
                 swap.successor.notice = capabilities.has(Capabilities::COMMIT_NOTICE);
             }
         }
-        let at = swap.at;
+        let (at, dry_run) = (swap.at, swap.spec.dry_run);
         out.push(Output::Send { to: from, message: ack });
         self.timers.clear(Timer::Hello(from));
         self.timers.set(Timer::Beat(from), now + config.timing.pulse.every);
@@ -428,6 +431,12 @@ impl Supervisor {
             self.timers.set(Timer::Silence(from), now + config.timing.pulse.silence);
         }
         match (from, at) {
+            (Peer::Successor, At::Warming) if dry_run => {
+                if let Some(swap) = self.swap() {
+                    swap.rehearsed = true;
+                }
+                self.end_successor(now, out);
+            }
             (Peer::Successor, At::Warming) => {
                 self.goto(At::Connecting);
                 self.timers.set(Timer::Hello(Peer::Incumbent), now + config.timing.incumbent_hello);

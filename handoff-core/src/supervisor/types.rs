@@ -178,6 +178,9 @@ pub struct Spec {
     pub drain_grace: Duration,
     /// For the successor's warm-up, until its Hello (C3): 60 s.
     pub hello_budget: Duration,
+    /// Whether the successor is ended once it has said Hello, so that it was only seen to start and the
+    /// incumbent is left alone: false.
+    pub dry_run: bool,
 }
 
 impl Default for Spec {
@@ -186,6 +189,7 @@ impl Default for Spec {
             deadline: Duration::from_secs(60),
             drain_grace: Duration::from_secs(30),
             hello_budget: Duration::from_secs(60),
+            dry_run: false,
         }
     }
 }
@@ -345,7 +349,10 @@ impl Event {
             | Self::Waiting { .. }
             | Self::NobodyServes(_)
             | Self::Phase(Phase::Rollback | Phase::Promote) => true,
-            Self::Finished(report) => report.verdict != Verdict::Committed,
+            Self::Finished(report) => match report.verdict {
+                Verdict::Committed | Verdict::DryRun => false,
+                Verdict::RolledBack | Verdict::Refused | Verdict::Unknown => true,
+            },
             Self::Phase(_)
             | Self::SealProgress { .. }
             | Self::Drained { .. }
@@ -429,6 +436,9 @@ pub enum Verdict {
     RolledBack,
     /// The incumbent was not touched, or refused before its drain was done, and serves.
     Refused,
+    /// The successor of a [dry run](Spec::dry_run) said Hello and was ended; the incumbent was not
+    /// touched.
+    DryRun,
     /// None of these is proven.
     Unknown,
 }
@@ -439,6 +449,7 @@ impl fmt::Display for Verdict {
             Self::Committed => "committed",
             Self::RolledBack => "rolled back",
             Self::Refused => "refused",
+            Self::DryRun => "the dry run went well",
             Self::Unknown => "unknown",
         })
     }

@@ -15,6 +15,7 @@ pub(crate) const SPEC: Spec = Spec {
     deadline: Duration::from_secs(60),
     drain_grace: Duration::from_secs(20),
     hello_budget: Duration::from_secs(40),
+    dry_run: false,
 };
 
 /// What the other implementation's daemons say they can do.

@@ -15,7 +15,7 @@ use crate::control::ControlPath;
 use crate::journal::{JournalFile, Loaded};
 use crate::lock;
 use crate::probe::{Users, probed};
-use crate::process::{PidFd, ProcessGroup, Signal, is_stopped, start_time};
+use crate::process::{PidFd, ProcessGroup, Signal, is_stopped, leads_a_group, start_time};
 use crate::spawn::{Child, Launch, SpawnError, SpawnRole, spawn};
 use crate::stream::ControlStream;
 
@@ -129,6 +129,18 @@ impl SupervisorEffects {
     /// What [`Effect::Spawn`] starts from now on, and the budget it is told (C3).
     pub fn launch(&mut self, launch: Launch, hello_budget: Duration) {
         self.launch = Some((launch, hello_budget));
+    }
+
+    /// Counts a daemon that was found to serve, and that leads a process group, among those it started (R10):
+    /// it is ended and reaped as they are. Gives the process to watch, if it was not known.
+    #[must_use]
+    pub fn adopt(&self, pid: u32) -> Option<PidFd> {
+        if self.groups().contains_key(&pid) || !leads_a_group(pid) {
+            return None;
+        }
+        let (process, group) = (PidFd::open(pid).ok()?, ProcessGroup::of(pid).ok()?);
+        self.groups().insert(pid, Group { group: Arc::new(group), program: None });
+        Some(process)
     }
 
     /// The processes it started that still run.

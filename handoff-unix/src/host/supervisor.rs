@@ -83,13 +83,29 @@ impl SupervisorConfig {
 pub struct Handoff {
     launch: Launch,
     spec: Spec,
+    id: Option<HandoffId>,
 }
 
 impl Handoff {
     /// A handoff to what `launch` starts, with the durations of [`Spec::default`].
     #[must_use]
     pub fn new(launch: Launch) -> Self {
-        Self { launch, spec: Spec::default() }
+        Self { launch, spec: Spec::default(), id: None }
+    }
+
+    /// Gives it this id, which no handoff has had before; without this it gets a fresh one when it begins.
+    #[must_use]
+    pub const fn id(mut self, id: HandoffId) -> Self {
+        self.id = Some(id);
+        self
+    }
+
+    /// Only has the successor start, warm up and say Hello, and ends it then: the incumbent is left alone,
+    /// and the verdict is [`DryRun`](core::Verdict::DryRun).
+    #[must_use]
+    pub const fn dry_run(mut self) -> Self {
+        self.spec.dry_run = true;
+        self
     }
 
     /// From Prepare to Ready (T5).
@@ -485,19 +501,25 @@ impl SupervisorHost {
                     to.send(Mail::Recovered);
                 }));
             }
-            Ask::Handoff(Handoff { launch, spec }) => {
+            Ask::Handoff(Handoff { launch, spec, id }) => {
                 if !self.effects.has_listeners() && !self.no_listeners {
                     return Err(StartError::NoListeners);
                 }
                 self.effects.launch(launch, spec.hello_budget);
-                let command = Command::Handoff { id: HandoffId::new(), spec };
+                let id = id.unwrap_or_default();
+                let command = Command::Handoff { id, spec };
                 self.reactor.handle(Input::Command(command));
             }
         }
         Ok(())
     }
 
-    fn tell(&self, event: Event) {
+    fn tell(&mut self, event: Event) {
+        if let Event::Serving { pid, .. } = event
+            && let Some(process) = self.effects.adopt(pid)
+        {
+            self.watch(process);
+        }
         log(self.reactor.machine().state_name(), event.is_trouble(), &event);
         if let Some((_, told)) = &self.told {
             told.send(Told::Event(event));

@@ -185,7 +185,27 @@ impl Supervisor {
     /// The supervisor is busy; the daemon did not start, ended before it served, or the search was
     /// [aborted](Aborter). As long as somebody else holds the lock and answers nobody, it waits.
     pub async fn start(&self, launch: &Launch) -> Result<Started, StartError> {
-        self.answer(Ask::Start(launch.clone()), Told::started).await
+        self.start_telling(launch, |_| {}).await
+    }
+
+    /// The same; `on` is told what happens, as it happens.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub async fn start_telling(
+        &self,
+        launch: &Launch,
+        mut on: impl FnMut(&Event),
+    ) -> Result<Started, StartError> {
+        let ask = Ask::Start(launch.clone());
+        self.answer(ask, |told| {
+            if let Told::Event(event) = &told {
+                on(event);
+            }
+            told.started()
+        })
+        .await
     }
 
     /// Hands off, and is done when that has come to an end (C, R). `on` is told what happens, as it
@@ -214,7 +234,7 @@ impl Supervisor {
         }
     }
 
-    /// Ends every daemon it started: SIGTERM, `grace`, SIGKILL, each with all its process group (R14).
+    /// Ends every daemon it started or found: SIGTERM, `grace`, SIGKILL, each with all its process group (R14).
     /// Gives the pids that would not die. Dropping the future does not stop it.
     ///
     /// # Errors

@@ -1,0 +1,265 @@
+//! The beginning of a supervisor: what it finds, what it is given, what it makes.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use handoff_tokio::{Supervisor, SupervisorConfig};
+use handoff_unix::control::ControlPath;
+use handoff_unix::lock::{LockState, lock_state};
+use handoff_unix::probe::{Users, probe};
+use handoff_unix::{replace, sockets as unix_sockets};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use super::actor::{Actor, Parts};
+use super::keep::Keeper;
+use super::launch::refused;
+use super::output::Output;
+use super::server::{self, Desk};
+use super::{Mail, metrics};
+use crate::admin::Refusal;
+use crate::config::{self, Config};
+use crate::exit;
+use crate::sockets::{self, Origin};
+use crate::systemd::{self, Systemd};
+
+/// What a listener's name begins with among the descriptors that a former binary of this process has kept.
+pub(super) const LISTENER: &str = "listener.";
+/// The lock of the state directory, among them.
+pub(super) const LOCK: &str = "lock";
+/// The socket for the verbs, among them.
+pub(super) const SOCKET: &str = "socket";
+
+type Kept = Option<Vec<(String, OwnedFd)>>;
+
+/// Runs a supervisor to its end.
+pub(super) fn start(file: &Path, kept: Kept) -> Result<ExitCode, Refusal> {
+    log();
+    let config = config::read(file).map_err(|mistakes| {
+        let message =
+            format!("{mistakes}\n`handoff check --config {}` explains them", file.display());
+        refused(exit::CONFIG, "config", message)
+    })?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(failed("cannot start", Path::new("its runtime")))?;
+    let code = runtime.block_on(run(config, kept))?;
+    // What still blocks, a probe or a disk, does not hold up the end.
+    runtime.shutdown_background();
+    Ok(code)
+}
+
+fn log() {
+    let level = match std::env::var("HANDOFF_LOG").as_deref() {
+        Ok("error") => tracing::Level::ERROR,
+        Ok("warn") => tracing::Level::WARN,
+        Ok("debug") => tracing::Level::DEBUG,
+        Ok("trace") => tracing::Level::TRACE,
+        _ => tracing::Level::INFO,
+    };
+    let lines =
+        tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_target(false);
+    let lines = lines.with_max_level(level);
+    // systemd's journal has the time already.
+    let _ = if std::env::var_os("JOURNAL_STREAM").is_some() {
+        lines.without_time().try_init()
+    } else {
+        lines.try_init()
+    };
+}
+
+fn failed(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Refusal {
+    let path = path.display().to_string();
+    move |error| {
+        let code = if error.kind() == io::ErrorKind::PermissionDenied {
+            exit::PERMISSION
+        } else {
+            exit::IO
+        };
+        refused(code, "io_error", format!("{what} {path}: {error}"))
+    }
+}
+
+async fn run(config: Config, kept: Kept) -> Result<ExitCode, Refusal> {
+    // Before anything else, so that none of them ends it from here on.
+    let signals = signals().map_err(failed("cannot take", Path::new("signals")))?;
+    replace::unblock_signals();
+
+    let again = kept.is_some();
+    let (mut lock, mut socket, mut given) = (None, None, Vec::new());
+    for (name, fd) in kept.into_iter().flatten() {
+        match name.strip_prefix(LISTENER) {
+            Some(listener) => given.push((listener.to_string(), fd, Origin::Reexec)),
+            None if name == LOCK => lock = Some(File::from(fd)),
+            None if name == SOCKET => socket = Some(fd),
+            None => {}
+        }
+    }
+    let state_dir = &config.supervisor.state_dir;
+    make_dir(state_dir).map_err(failed("cannot make the state directory", state_dir))?;
+    let lock = match lock {
+        Some(lock) => lock,
+        None => alone(&config)?,
+    };
+    let systemd = Systemd::from_env();
+    if !again {
+        given.extend(systemd::given().map_err(|error| refused(exit::CONFIG, "config", error))?);
+    }
+
+    let (keeper, state, history, complaints) =
+        Keeper::open(state_dir).map_err(failed("cannot read", state_dir))?;
+    let output = config.state("output");
+    let output = Output::start(output.clone()).map_err(failed("cannot use", &output))?;
+    let daemon = daemon(&config)?;
+    let gathered = sockets::gather(&config.listeners, given, daemon, &state.listeners)
+        .map_err(|trouble| refused(exit::UNAVAILABLE, "io_error", trouble.to_string()))?;
+    for complaint in complaints.iter().chain(&gathered.complaints) {
+        tracing::warn!("{complaint}");
+    }
+    let socket = match socket {
+        Some(socket) => socket,
+        None => unix_sockets::bind_unix(&config.supervisor.socket, 0o600, None)
+            .map_err(failed("cannot listen at", &config.supervisor.socket))?,
+    };
+    let socket = std::os::unix::net::UnixListener::from(socket);
+    let for_reexec =
+        socket.try_clone().map_err(failed("cannot keep", &config.supervisor.socket))?;
+    socket
+        .set_nonblocking(true)
+        .and_then(|()| {
+            let socket = tokio::net::UnixListener::from_std(socket)?;
+            let (mail, inbox) = mpsc::unbounded_channel();
+            let (news, heard) = watch::channel(0);
+            let admins = config.supervisor.admins.iter().map(|user| user.uid).collect();
+            let desk = Desk { mail: mail.clone(), news: heard, users: Users(admins) };
+            tokio::spawn(server::serve(socket, desk));
+            Ok((mail, inbox, news))
+        })
+        .map_err(failed("cannot listen at", &config.supervisor.socket))
+        .and_then(|(mail, inbox, news)| {
+            let supervisor = supervisor(&config)?;
+            if let Some(address) = config.supervisor.metrics {
+                metrics::serve(address)
+                    .map_err(|error| refused(exit::UNAVAILABLE, "io_error", error))?;
+            }
+            relay(signals, &mail);
+            Ok(Parts {
+                supervisor: Arc::new(supervisor),
+                config,
+                keeper,
+                state,
+                history,
+                output,
+                gathered,
+                systemd,
+                lock,
+                socket: for_reexec.into(),
+                again,
+                mail,
+                inbox,
+                news,
+            })
+        })
+        .map(Actor::new)?
+        .run()
+        .await
+}
+
+type Signals = [tokio::signal::unix::Signal; 3];
+
+fn signals() -> io::Result<Signals> {
+    Ok([
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::hangup())?,
+    ])
+}
+
+fn relay([mut term, mut int, mut hup]: Signals, mail: &mpsc::UnboundedSender<Mail>) {
+    let mail = mail.clone();
+    tokio::spawn(async move {
+        loop {
+            let heard = tokio::select! {
+                _ = term.recv() => Mail::Terminate,
+                _ = int.recv() => Mail::Terminate,
+                _ = hup.recv() => Mail::Reload,
+            };
+            if mail.send(heard).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+fn make_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// One supervisor for a state directory.
+fn alone(config: &Config) -> Result<File, Refusal> {
+    let path = config.state("supervisor.lock");
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed("cannot open", &path))?;
+    match file.try_lock() {
+        Ok(()) => {
+            let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+            written.map_err(failed("cannot write", &path))?;
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => {
+            let pid = fs::read_to_string(&path).unwrap_or_default();
+            let text = format!(
+                "another supervisor (pid {}) has {}; stop it first, or talk to it: handoff status",
+                pid.trim(),
+                config.supervisor.state_dir.display()
+            );
+            Err(refused(exit::TEMPORARY, "busy", text))
+        }
+        Err(TryLockError::Error(error)) => Err(failed("cannot lock", &path)(error)),
+    }
+}
+
+/// The daemon that is there already: who answers on the control path, else who holds the lock (R10).
+fn daemon(config: &Config) -> Result<Option<u32>, Refusal> {
+    let control = ControlPath::new(config.daemon.control.clone())
+        .map_err(|error| refused(exit::CONFIG, "config", error.to_string()))?;
+    if let Ok(found) = probe(&control, &users(config)) {
+        return Ok(Some(found.cred.pid));
+    }
+    Ok(match lock_state(&config.daemon.data_dir) {
+        // One that cannot be named has no listeners to give, but nobody is started beside it.
+        LockState::Held { pid } => Some(pid.unwrap_or(0)),
+        LockState::Free | LockState::Unknown => None,
+    })
+}
+
+/// Who may be the daemon, besides this process's user and root.
+pub(super) fn users(config: &Config) -> Users {
+    Users(config.daemon.user.iter().map(|user| user.uid).collect())
+}
+
+fn supervisor(config: &Config) -> Result<Supervisor, Refusal> {
+    let mut watched = SupervisorConfig::new(&config.daemon.control)
+        .data_dir(&config.daemon.data_dir)
+        .journal(config.state("journal"))
+        .policy(|policy| {
+            policy.allowed_uids = users(config).0;
+            policy.allow_wrappers = config.daemon.wrapper;
+            policy.promote = config.handoff.promote;
+            policy.strict = config.handoff.strict;
+        });
+    if config.listeners.is_empty() {
+        watched = watched.no_listeners();
+    }
+    Supervisor::new(watched).map_err(|error| refused(exit::CONFIG, "config", error.to_string()))
+}
