@@ -35,6 +35,7 @@ pub mod poll;
 pub mod probe;
 pub mod process;
 pub mod replace;
+pub mod sockets;
 pub mod spawn;
 pub mod stream;
 pub mod wake;
