@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use handoff_core::daemon::{Ended, Readiness};
 use handoff_unix::host::{
-    Config, DaemonHost, HookCall, Hooks, Host, Program, Request, StartError, Stop,
+    Config, DaemonHost, HookCall, Hooks, Host, Incumbency, Program, Request, StartError, Stop,
 };
 
 /// A daemon before it holds the lock: started cold, or as a successor.
@@ -167,6 +167,13 @@ impl Serving {
     #[must_use]
     pub fn stopper(&self) -> Stop {
         self.program.stopper()
+    }
+
+    /// A handle that tells when this process is the incumbent for good (X1): before that, do nothing
+    /// that an old process which takes its data back could not read.
+    #[must_use]
+    pub fn incumbency(&self) -> Incumbency {
+        self.program.incumbency()
     }
 
     /// Takes part in handoffs until this process has no further part to play (R15).

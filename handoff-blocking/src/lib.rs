@@ -27,8 +27,8 @@ pub use handoff_core::daemon::{DrainReport, Ended, Readiness, SealReport, Timing
 pub use handoff_core::supervisor::{Event, Phase, Ready, Reason, Report, Trouble, Verdict};
 pub use handoff_unix::accept::{Acceptor, Stopper};
 pub use handoff_unix::host::{
-    Aborter, Config, DrainContext, Handoff, HookError, Hooks, Off, SealContext, StartError,
-    Started, Stop, SupervisorConfig,
+    Aborter, Config, DrainContext, Handoff, HookError, Hooks, Incumbency, Off, SealContext,
+    StartError, Started, Stop, SupervisorConfig,
 };
 pub use handoff_unix::spawn::Launch;
 pub use supervisor::Supervisor;

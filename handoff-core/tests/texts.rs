@@ -233,6 +233,14 @@ fn what_a_supervisor_tells() {
     }
 }
 
+/// R4: the codes of outcomes stay the same for ever.
+#[test]
+fn an_outcome_has_a_code() {
+    let verdicts = [Verdict::Committed, Verdict::RolledBack, Verdict::Refused, Verdict::Unknown];
+    let codes = verdicts.map(Verdict::code);
+    assert_eq!(codes, ["committed", "rolled_back", "refused", "unknown"]);
+}
+
 /// R4, R14: the outcome says what went wrong, who serves, and what would not die.
 #[test]
 fn what_a_report_says() {

@@ -83,8 +83,8 @@ pub use handoff_core::supervisor::{Event, Phase, Ready, Reason, Report, Trouble,
 pub use handoff_unix::host::task::{Grant, Hooks, Serving};
 #[doc(inline)]
 pub use handoff_unix::host::{
-    Aborter, Config, DrainContext, Handoff, HookError, Off, SealContext, StartError, Started, Stop,
-    SupervisorConfig,
+    Aborter, Config, DrainContext, Handoff, HookError, Incumbency, Off, SealContext, StartError,
+    Started, Stop, SupervisorConfig,
 };
 pub use handoff_unix::spawn::Launch;
 pub use listener::Listener;

@@ -229,8 +229,8 @@ fn address(name: SocketAddrAny) -> String {
             let path = String::from_utf8_lossy(path);
             ControlPath::unstaged(&path).unwrap_or(&path).to_owned()
         }
-        (None, Some(name)) => format!("@{}", String::from_utf8_lossy(name)),
-        (None, None) => String::new(),
+        (None, Some(name)) if !name.is_empty() => format!("@{}", String::from_utf8_lossy(name)),
+        _ => String::new(),
     }
 }
 
@@ -426,11 +426,9 @@ fn obstacle(pid: u32) -> String {
             "it runs as another user, or has changed its own; give this process CAP_SYS_PTRACE"
                 .to_owned()
         }
-        Ok("1") => {
-            "kernel.yama.ptrace_scope is 1, and it is no child of this process; \
+        Ok("1") => "kernel.yama.ptrace_scope is 1, and it is no child of this process; \
              give this process CAP_SYS_PTRACE, or set that to 0"
-                .to_owned()
-        }
+            .to_owned(),
         _ => "it is protected, as one with capabilities is; give this process CAP_SYS_PTRACE"
             .to_owned(),
     };
@@ -465,7 +463,9 @@ mod tests {
     fn a_staging_name_stands_for_the_path() {
         let path = |name: &str| address(SocketAddrUnix::new(name).unwrap().into());
         assert_eq!(path("/run/kv.sock.123.staging"), "/run/kv.sock");
-        for other in ["/run/kv.sock", "/run/kv.sock.staging", "/run/x.1a.staging", "/run/.1.staging"] {
+        for other in
+            ["/run/kv.sock", "/run/kv.sock.staging", "/run/x.1a.staging", "/run/.1.staging"]
+        {
             assert_eq!(path(other), other);
         }
     }

@@ -443,6 +443,20 @@ pub enum Verdict {
     Unknown,
 }
 
+impl Verdict {
+    /// The code, for scripts: it stays the same for ever.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Committed => "committed",
+            Self::RolledBack => "rolled_back",
+            Self::Refused => "refused",
+            Self::DryRun => "dry_run",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

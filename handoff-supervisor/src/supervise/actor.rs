@@ -354,7 +354,7 @@ impl Actor {
                 self.systemd.store(&held.name, held.fd.as_fd());
             }
         }
-        self.state.listeners = self.held.iter().filter_map(Held::kept).collect();
+        self.state.listeners = self.held.iter().filter_map(|held| held.kept().ok()).collect();
         self.keep();
     }
 
@@ -751,7 +751,11 @@ impl Actor {
         if due(self.next_sample)
             && let Doing::Handoff(flight) = &mut self.doing
         {
-            let queues: Vec<(&str, u32)> = self.held.iter().filter_map(Held::waiting).collect();
+            let queues: Vec<(&str, u32)> = self
+                .held
+                .iter()
+                .filter_map(|held| Some((held.name.as_str(), held.waiting()?)))
+                .collect();
             flight.sample(&queues, now);
             let young = flight.is_younger_than(YOUNG, now);
             self.next_sample = Some(now + if young { SAMPLE.0 } else { SAMPLE.1 });
@@ -820,7 +824,11 @@ impl Actor {
         self.output.drain();
         for held in &self.held {
             self.systemd.unstore(&held.name);
-            sockets::remove(held);
+            if let config::Address::Unix { path, .. } = &held.listener.address
+                && held.origin != sockets::Origin::Systemd
+            {
+                let _ = std::fs::remove_file(path);
+            }
         }
         let _ = std::fs::remove_file(&self.config.supervisor.socket);
         let code = if stuck.is_some() { exit::SOFTWARE } else { exit::OK };

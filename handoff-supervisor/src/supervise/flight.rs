@@ -182,7 +182,6 @@ impl Flight {
 
     /// It has ended.
     pub(super) fn end(&self, report: &Report, now: Instant) -> Ended {
-        let verdict = verdict(report.verdict);
         let well = matches!(report.verdict, Verdict::Committed | Verdict::DryRun);
         let begins = self.phases.iter().map(|(phase, since)| (*phase, self.since(*since)));
         let ends = self.phases.iter().skip(1).map(|(_, since)| *since).chain([now]);
@@ -196,7 +195,7 @@ impl Flight {
             kind: self.asked.kind.to_string(),
             at: at(SystemTime::now()),
             id: Some(self.id.to_string()),
-            verdict: Some(verdict.to_string()),
+            verdict: Some(report.verdict.code().to_string()),
             code: report.trouble.as_ref().map(|trouble| trouble.reason.code().to_string()),
             detail: report.trouble.as_ref().map(|trouble| trouble.detail.clone()),
             from: self.from.clone(),
@@ -239,16 +238,6 @@ pub(super) fn exit_code(entry: &Entry) -> u8 {
         (None | Some("committed" | "dry_run"), _) => exit::OK,
         (Some("rolled_back" | "refused"), Some(_)) => exit::TEMPORARY,
         _ => exit::SOFTWARE,
-    }
-}
-
-const fn verdict(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Committed => "committed",
-        Verdict::RolledBack => "rolled_back",
-        Verdict::Refused => "refused",
-        Verdict::DryRun => "dry_run",
-        Verdict::Unknown => "unknown",
     }
 }
 

@@ -107,7 +107,9 @@ async fn run(config: Config, kept: Kept) -> Result<ExitCode, Refusal> {
     };
     let systemd = Systemd::from_env();
     if !again {
-        given.extend(systemd::given().map_err(|error| refused(exit::CONFIG, "config", error))?);
+        given.extend(
+            systemd::given().map_err(|error| refused(exit::CONFIG, "config", error.to_string()))?,
+        );
     }
 
     let (keeper, state, history, complaints) =
@@ -116,7 +118,7 @@ async fn run(config: Config, kept: Kept) -> Result<ExitCode, Refusal> {
     let output = Output::start(output.clone()).map_err(failed("cannot use", &output))?;
     let daemon = daemon(&config)?;
     let gathered = sockets::gather(&config.listeners, given, daemon, &state.listeners)
-        .map_err(|trouble| refused(exit::UNAVAILABLE, "io_error", trouble.to_string()))?;
+        .map_err(|trouble| refused(trouble.exit(), "io_error", trouble.to_string()))?;
     for complaint in complaints.iter().chain(&gathered.complaints) {
         tracing::warn!("{complaint}");
     }

@@ -120,7 +120,9 @@ state_dir = {state:?}
             .spawn()
             .unwrap();
         self.supervisor = Some(child);
-        self.until("a daemon serves", |status| status["activity"] == "serving" && status["serving"] != Value::Null);
+        self.until("a daemon serves", |status| {
+            status["activity"] == "serving" && status["serving"] != Value::Null
+        });
     }
 
     pub(crate) fn supervisor(&self) -> u32 {
@@ -216,7 +218,8 @@ impl Drop for Bench {
         for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let pid = process.file_name().to_str().and_then(|pid| pid.parse::<u32>().ok());
             let environment = fs::read(process.path().join("environ")).unwrap_or_default();
-            let ours = String::from_utf8_lossy(&environment).contains(&format!("KV_DATA={folder}/"));
+            let ours =
+                String::from_utf8_lossy(&environment).contains(&format!("KV_DATA={folder}/"));
             if let Some(pidfd) = pid.filter(|_| ours).and_then(|pid| PidFd::open(pid).ok()) {
                 let _ = pidfd.signal(Signal::KILL);
                 let _ = pidfd.wait(Some(PATIENCE));

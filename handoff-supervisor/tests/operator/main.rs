@@ -37,7 +37,10 @@ fn a_session_with_a_person_on_call() {
     // It is swapped, once however often that is asked for with one key.
     let swap = ["swap", second, "--reason", "release 2", "--key", "r2", "--json"];
     let said = bench.handoff(&swap).exits(0).json();
-    assert_eq!((&said["entry"]["verdict"], &said["repeated"]), (&"committed".into(), &false.into()));
+    assert_eq!(
+        (&said["entry"]["verdict"], &said["repeated"]),
+        (&"committed".into(), &false.into())
+    );
     let again = bench.handoff(&swap).exits(0).json();
     assert_eq!((&again["entry"]["id"], &again["repeated"]), (&said["entry"]["id"], &true.into()));
     let status = bench.status();
@@ -51,7 +54,9 @@ fn a_session_with_a_person_on_call() {
     seen.next().unwrap();
     let slow = bench.version("slow", "sleep 1");
     let picture = bench.path("swap.svg");
-    bench.handoff(&["swap", slow.to_str().unwrap(), "--timeline", picture.to_str().unwrap()]).exits(0);
+    bench
+        .handoff(&["swap", slow.to_str().unwrap(), "--timeline", picture.to_str().unwrap()])
+        .exits(0);
     let mut watched = seen.map(|line| serde_json::from_str::<Value>(&line).unwrap());
     let flight = watched.find(|status| status["activity"] == "handoff").unwrap();
     assert_eq!(flight["flight"]["phase"], "warm");
@@ -64,7 +69,11 @@ fn a_session_with_a_person_on_call() {
     let third = bench.serving();
     for (name, first, code) in [
         ("unfit", "echo not feeling well >&2; export KV_UNHEALTHY=1", "unhealthy"),
-        ("dies", "echo cannot find my settings >&2; export KV_DIE_AFTER_BEGIN=1", "successor_exited"),
+        (
+            "dies",
+            "echo cannot find my settings >&2; export KV_DIE_AFTER_BEGIN=1",
+            "successor_exited",
+        ),
         ("ends", "echo no such option >&2; exit 3", "successor_exited"),
     ] {
         let version = bench.version(name, first);
@@ -94,7 +103,10 @@ fn a_session_with_a_person_on_call() {
 
     // Back to the binary before.
     let said = bench.handoff(&["rollback", "--reason", "it was better", "--json"]).exits(0).json();
-    assert_eq!((&said["entry"]["kind"], &said["entry"]["binary"]), (&"rollback".into(), &second.into()));
+    assert_eq!(
+        (&said["entry"]["kind"], &said["entry"]["binary"]),
+        (&"rollback".into(), &second.into())
+    );
     load.goes_on();
 
     // The supervisor dies, the daemon serves, the next supervisor adopts it and swaps it.
@@ -160,8 +172,7 @@ fn signals_swap_and_stop() {
     let second = bench.version("v2", "");
     link(&second, &current);
     bench.signal_supervisor(Signal::HUP);
-    let status =
-        bench.until("it is swapped", |status| status["serving"]["generation"] == 2);
+    let status = bench.until("it is swapped", |status| status["serving"]["generation"] == 2);
     assert_eq!(status["serving"]["binary"], second.to_str().unwrap(), "links are resolved");
     load.is_clean();
     bench.signal_supervisor(Signal::TERM);
@@ -183,7 +194,8 @@ fn who_fails_on_probation_is_replaced() {
     let status = bench.status();
     assert_eq!(status["probation"]["previous"], bench.path("v1").to_str().unwrap());
     PidFd::open(bench.serving()).unwrap().signal(Signal::KILL).unwrap();
-    let status = bench.until("the one before serves", |status| status["serving"]["generation"] == 4);
+    let status =
+        bench.until("the one before serves", |status| status["serving"]["generation"] == 4);
     assert_eq!(status["serving"]["binary"], bench.path("v1").to_str().unwrap());
     let history = bench.handoff(&["history", "--json"]).exits(0).json();
     let kinds: Vec<&str> =
@@ -209,7 +221,11 @@ fn strangers_on_the_socket_change_nothing() {
         let mut answer = String::new();
         std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
         let answer: Value = serde_json::from_str(&answer).unwrap();
-        assert_eq!((&answer["reply"], &answer["exit"]), (&"refused".into(), &76.into()), "{answer}");
+        assert_eq!(
+            (&answer["reply"], &answer["exit"]),
+            (&"refused".into(), &76.into()),
+            "{answer}"
+        );
     }
     let mut flood = UnixStream::connect(&socket).unwrap();
     let _ = flood.write_all(&vec![b'x'; 1 << 20]);

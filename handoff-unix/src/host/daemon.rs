@@ -11,6 +11,7 @@ use handoff_core::{Input, Machine as _};
 
 use super::channel::{Sender, channel};
 use super::hooks::Off;
+use super::incumbency::Settles;
 use super::program::{HookCall, Mail, Post, Program, Request};
 use super::reactor::{Look, Reactor};
 use super::{Host, StartError, log, step};
@@ -92,6 +93,7 @@ pub struct DaemonHost {
     /// The data was opened.
     opened: bool,
     ended: bool,
+    incumbency: Settles,
     /// Dropped last: it tells the program that the rest is gone.
     program: Sender<Request>,
 }
@@ -131,7 +133,9 @@ impl DaemonHost {
         }
         let (sender, requests) = channel();
         let post = Post(reactor.mailbox().clone());
-        let program = Program::new(inherited, config.data_dir.clone(), post, requests);
+        let incumbency = Settles::default();
+        let told = incumbency.0.clone();
+        let program = Program::new(inherited, config.data_dir.clone(), post, requests, told);
         let effects = DaemonEffects::new(control, config.data_dir, users);
         let off = Off::default();
         let host = Self {
@@ -144,6 +148,7 @@ impl DaemonHost {
             short: false,
             opened: false,
             ended: false,
+            incumbency,
             program: sender,
         };
         Ok((host, program))
@@ -266,6 +271,9 @@ impl Host for DaemonHost {
                 Some(ActionOf::<core::Daemon>::Cancel) => self.off.set(),
                 Some(ActionOf::<core::Daemon>::Event(Event::Ended(ended))) => self.end(ended),
                 Some(ActionOf::<core::Daemon>::Event(event)) => {
+                    if event == Event::Incumbent {
+                        self.incumbency.certain();
+                    }
                     log(self.reactor.machine().state_name(), event.is_trouble(), &event);
                 }
                 Some(ActionOf::<core::Daemon>::Close { .. }) => {}

@@ -33,7 +33,16 @@
 //!
 //! # To be seen
 //!
-//! What a machine tells is logged, at WARN where somebody should look at it and at INFO else. At TRACE,
+//! What a machine tells is logged, at WARN where somebody should look at it and at INFO else.
+//!
+//! A supervisor's handoff is a span `handoff`, and in it one for each phase: `handoff.warm`, `.drain`,
+//! `.seal`, `.open`, `.commit`, `.rollback`, `.promote`. Each has the fields `trace_id`, the handoff's id in
+//! 32 hexadecimal digits, and `span_id`; the first also `outcome` and `reason`, the stable codes. A
+//! successor finds both ids of `handoff` in its `TRACEPARENT` (W3C trace context), unless its launch sets
+//! that. The last line of a handoff sums it up: `id`, `outcome`, `reason`, `duration_ms`, `unavailable_ms`.
+//! With the feature `metrics` it is counted and timed through the crate of that name, too.
+//!
+//! At TRACE,
 //! with the target `handoff::step`, each effect, each hook and each message but heartbeats is told
 //! before it and after it: the field `moment` is `before` or `after`, `what` is what it is.
 //! An effect is told of in the thread that carries it out, a hook in that of the program, and its
@@ -49,6 +58,10 @@ use crate::effects::Job;
 mod channel;
 mod daemon;
 mod hooks;
+mod incumbency;
+#[cfg(feature = "metrics")]
+mod metrics;
+mod observe;
 mod program;
 mod reactor;
 mod supervisor;
@@ -56,6 +69,7 @@ pub mod task;
 
 pub use daemon::{Config, DaemonHost};
 pub use hooks::{DrainContext, HookError, Hooks, Off, SealContext};
+pub use incumbency::Incumbency;
 pub use program::{HookCall, Program, Request, Stop};
 pub use supervisor::{Aborter, Front, Handoff, Started, SupervisorConfig, SupervisorHost};
 

@@ -14,6 +14,7 @@ use handoff_core::daemon::{self as core, Command, Ended, Hook, Outcome, Readines
 
 use super::channel::Receiver;
 use super::hooks::{DrainContext, Hooks, Off, SealContext};
+use super::incumbency::Incumbency;
 use super::reactor::Mailbox;
 use super::{StartError, step_begins, step_is_over, task};
 use crate::accept::Listener;
@@ -74,6 +75,7 @@ pub struct Program {
     data_dir: PathBuf,
     post: Post,
     requests: Receiver<Request>,
+    incumbency: Incumbency,
 }
 
 impl Program {
@@ -82,8 +84,9 @@ impl Program {
         data_dir: PathBuf,
         post: Post,
         requests: Receiver<Request>,
+        incumbency: Incumbency,
     ) -> Self {
-        Self { inherited, data_dir, post, requests }
+        Self { inherited, data_dir, post, requests, incumbency }
     }
 
     /// What is asked of the program next. After [`Request::Ended`] the host is gone, and its sockets
@@ -182,6 +185,12 @@ impl Program {
     #[must_use]
     pub fn stopper(&self) -> Stop {
         Stop(self.post.clone())
+    }
+
+    /// What tells when this process is the incumbent for good (X1).
+    #[must_use]
+    pub fn incumbency(&self) -> Incumbency {
+        self.incumbency.clone()
     }
 }
 

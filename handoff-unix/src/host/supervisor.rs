@@ -5,15 +5,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use handoff_core::driver::ActionOf;
 use handoff_core::supervisor::{self as core, Command, Effect, Event, Outcome, Report, Spec};
 use handoff_core::{HandoffId, Input, Machine as _};
 
 use super::channel::{Receiver, Sender, channel};
+use super::observe::Observer;
 use super::reactor::{Look, Mailbox, Reactor};
-use super::{Host, StartError, log, step};
+use super::{Host, StartError, step};
 use crate::control::ControlPath;
 use crate::effects::{Completion, Job, SupervisorEffects};
 use crate::probe::Users;
@@ -380,6 +381,7 @@ pub struct SupervisorHost {
     /// Who asked last, by the number of the question.
     told: Option<(u64, Sender<Told>)>,
     exits: Sender<(u32, String)>,
+    observer: Observer,
 }
 
 impl SupervisorHost {
@@ -414,6 +416,7 @@ impl SupervisorHost {
             ended: Vec::new(),
             told: None,
             exits: sender,
+            observer: Observer::new(),
         };
         Ok((host, front))
     }
@@ -505,8 +508,9 @@ impl SupervisorHost {
                 if !self.effects.has_listeners() && !self.no_listeners {
                     return Err(StartError::NoListeners);
                 }
-                self.effects.launch(launch, spec.hello_budget);
                 let id = id.unwrap_or_default();
+                let launch = self.observer.begin(id, launch, Instant::now());
+                self.effects.launch(launch, spec.hello_budget);
                 let command = Command::Handoff { id, spec };
                 self.reactor.handle(Input::Command(command));
             }
@@ -520,7 +524,7 @@ impl SupervisorHost {
         {
             self.watch(process);
         }
-        log(self.reactor.machine().state_name(), event.is_trouble(), &event);
+        self.observer.tell(&event, self.reactor.machine().state_name(), Instant::now());
         if let Some((_, told)) = &self.told {
             told.send(Told::Event(event));
         }

@@ -10,8 +10,8 @@ use handoff_core::supervisor::{Event, Report};
 
 use super::supervisor::{Ask, Told};
 use super::{
-    Aborter, DrainContext, Front, Handoff, HookCall, HookError, Off, Program, Request, SealContext,
-    StartError, Started, Stop,
+    Aborter, DrainContext, Front, Handoff, HookCall, HookError, Incumbency, Off, Program, Request,
+    SealContext, StartError, Started, Stop,
 };
 use crate::spawn::Launch;
 
@@ -124,6 +124,13 @@ impl Serving {
     #[must_use]
     pub fn stopper(&self) -> Stop {
         self.program.stopper()
+    }
+
+    /// A handle that tells when this process is the incumbent for good (X1): before that, do nothing
+    /// that an old process which takes its data back could not read.
+    #[must_use]
+    pub fn incumbency(&self) -> Incumbency {
+        self.program.incumbency()
     }
 
     /// Takes part in handoffs until this process has no further part to play (R15).
