@@ -587,7 +587,7 @@ impl Actor {
                 let (exit, code) =
                     if busy { (exit::TEMPORARY, "busy") } else { (exit::SOFTWARE, "io_error") };
                 let reply = Reply::Refused(refused(exit, code, error.to_string()));
-                flight.waiters.iter().for_each(|waiter| last_word(waiter, reply.clone()));
+                flight.waiters.iter().for_each(|waiter| waiter.last_word(reply.clone()));
             }
         }
         for (pid, status) in std::mem::take(&mut self.gone) {
@@ -602,8 +602,7 @@ impl Actor {
     fn reported(&mut self, flight: Flight, report: &Report) {
         let ended = flight.end(report, Instant::now());
         metrics::ended(&ended.entry);
-        let reply = Reply::Ended(Box::new(ended.clone()));
-        flight.waiters.iter().for_each(|waiter| last_word(waiter, reply.clone()));
+        flight.waiters.iter().for_each(|waiter| waiter.tell(&ended));
         self.record(ended.entry);
         let Asked { kind, binary, .. } = flight.asked.clone();
         match report.verdict {
@@ -767,7 +766,7 @@ impl Actor {
             flight.waiters.retain(|waiter| {
                 // Who is slow misses some; who is gone is forgotten.
                 let told =
-                    waiter.progress.then(|| waiter.to.try_send(Reply::Progress(view.clone())));
+                    (!waiter.aborts).then(|| waiter.to.try_send(Reply::Progress(view.clone())));
                 !matches!(told, Some(Err(mpsc::error::TrySendError::Closed(_))))
             });
             self.next_progress = Some(now + PROGRESS);
@@ -921,12 +920,6 @@ impl Actor {
         self.config = new;
         Ok(())
     }
-}
-
-/// Says the last word to somebody who waits, however slow it is.
-fn last_word(waiter: &Waiter, reply: Reply) {
-    let to = waiter.to.clone();
-    tokio::spawn(async move { to.send(reply).await });
 }
 
 /// Says the last word, and waits until it is written, for a second at most.

@@ -108,7 +108,7 @@ impl Actor {
             && flight.asked.key.as_deref() == Some(key)
         {
             if wait {
-                flight.waiters.push(Waiter { to: to.clone(), progress: true });
+                flight.waiters.push(Waiter { to: to.clone(), aborts: false });
             } else {
                 drop(to.try_send(Reply::Begun { id: flight.id.to_string() }));
             }
@@ -123,7 +123,7 @@ impl Actor {
     }
 
     fn fly(&mut self, asked: flight::Asked, wait: bool, to: To) -> Result<(), Refusal> {
-        let waiter = wait.then(|| Waiter { to: to.clone(), progress: true });
+        let waiter = wait.then(|| Waiter { to: to.clone(), aborts: false });
         self.begin_handoff(asked, waiter)?;
         if !wait {
             let reply = match &self.doing {
@@ -136,7 +136,7 @@ impl Actor {
     }
 
     fn abort_for(&mut self, to: To) -> Result<(), Refusal> {
-        let waiter = Waiter { to, progress: false };
+        let waiter = Waiter { to, aborts: true };
         match &mut self.doing {
             Doing::Handoff(flight) => flight.waiters.push(waiter),
             _ => {
