@@ -212,10 +212,17 @@ impl ControlPath {
         Ok(watch)
     }
 
-    fn staging_path(&self, pid: u32) -> PathBuf {
+    pub(crate) fn staging_path(&self, pid: u32) -> PathBuf {
         let mut path = self.path.clone().into_os_string().into_vec();
         path.extend_from_slice(format!(".{pid}{STAGING_END}").as_bytes());
         OsString::from_vec(path).into()
+    }
+
+    /// The path that a staging name is for, if it is one.
+    pub(crate) fn unstaged(name: &str) -> Option<&str> {
+        let (path, pid) = name.strip_suffix(STAGING_END)?.rsplit_once('.')?;
+        let named = !path.is_empty() && !path.ends_with('/');
+        (named && !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit())).then_some(path)
     }
 
     fn staging_pid(&self, name: &OsStr) -> Option<u32> {
@@ -381,7 +388,7 @@ impl Drop for ControlSocket {
     }
 }
 
-fn stream_socket() -> io::Result<OwnedFd> {
+pub(crate) fn stream_socket() -> io::Result<OwnedFd> {
     Ok(rustix::net::socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,
