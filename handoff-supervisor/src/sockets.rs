@@ -467,7 +467,7 @@ fn explain(address: &Address, error: &io::Error) -> (String, u8) {
             let why = format!("this user may not write to {dir}; change its owner or permissions");
             (why, exit::PERMISSION)
         }
-        (Address::Unix { path, .. }, E::NotFound) => {
+        (Address::Unix { path, .. }, E::NotFound) if path.parent().is_some_and(|p| !p.exists()) => {
             let dir = path.parent().unwrap_or(path).display();
             let why = format!(
                 "there is no directory {dir}; create it, or have systemd do so (RuntimeDirectory=)"
@@ -522,6 +522,7 @@ fn holder(kind: Kind, address: SocketAddr) -> Option<String> {
 mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::path::PathBuf;
 
@@ -863,7 +864,10 @@ mod tests {
                 &["ports below"],
                 exit::PERMISSION,
             );
-            says(unix("admin", "/proc/sock".into()), &["may not write to /proc"], exit::PERMISSION);
+            let closed = dir.path().join("closed");
+            fs::create_dir(&closed).unwrap();
+            fs::set_permissions(&closed, fs::Permissions::from_mode(0o500)).unwrap();
+            says(at("closed/sock"), &["may not write to", "closed; change"], exit::PERMISSION);
         }
     }
 }
