@@ -141,7 +141,10 @@ pub(super) struct Probation {
 
 impl Actor {
     pub(super) fn new(parts: Parts) -> Self {
-        let Gathered { held, missing, .. } = parts.gathered;
+        let Gathered { held, missing, forget, .. } = parts.gathered;
+        for name in forget {
+            parts.systemd.unstore(&name);
+        }
         let backoff = parts.config.supervisor.restart_first;
         Self {
             state: parts.state,
