@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod read;
+mod reader;
+mod values;
 
-pub use read::{Mistake, Mistakes, read};
+pub use read::{Mistake, Mistakes, read, read_with_lines};
+pub use reader::Lines;
 
 /// What a supervisor is told.
 #[derive(Clone, PartialEq, Debug)]
@@ -150,5 +153,51 @@ impl Config {
     #[must_use]
     pub fn state(&self, name: impl AsRef<Path>) -> PathBuf {
         self.supervisor.state_dir.join(name)
+    }
+}
+
+impl Config {
+    /// Whether a handoff may start this binary: an absolute path, links resolved.
+    #[must_use]
+    pub fn allows(&self, path: &Path) -> bool {
+        let patterns = &self.handoff.binaries;
+        patterns.is_empty() || patterns.iter().any(|pattern| matches(pattern, path))
+    }
+}
+
+/// Whether each part of a path is as the pattern has it, where `*` is anything between two slashes.
+fn matches(pattern: &str, path: &Path) -> bool {
+    let Some(path) = path.to_str() else { return false };
+    let (pattern, path): (Vec<_>, Vec<_>) =
+        (pattern.split('/').collect(), path.split('/').collect());
+    pattern.len() == path.len()
+        && pattern.iter().zip(path).all(|(pattern, part)| part_matches(pattern, part))
+}
+
+fn part_matches(pattern: &str, part: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == part };
+    let Some(part) = part.strip_prefix(first) else { return false };
+    // `..` is resolved before, so that no part stands for another place.
+    (0..=part.len()).filter_map(|from| part.get(from..)).any(|left| part_matches(rest, left))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_is_anything_between_two_slashes() {
+        for (pattern, path, expected) in [
+            ("/opt/kv/kv", "/opt/kv/kv", true),
+            ("/opt/*/kv", "/opt/v2/kv", true),
+            ("/opt/*/kv", "/opt/a/b/kv", false),
+            ("/opt/kv-*", "/opt/kv-2", true),
+            ("/opt/kv-*", "/opt/kv-", true),
+            ("/opt/kv-*-x", "/opt/kv-1-2-x", true),
+            ("/opt/kv-*-x", "/opt/kv-1-y", false),
+            ("/opt/kv", "/opt/kv2", false),
+        ] {
+            assert_eq!(matches(pattern, Path::new(path)), expected, "{pattern} {path}");
+        }
     }
 }
