@@ -1,7 +1,7 @@
 //! `handoff check`: what is wrong with a configuration, and with what it names. Nothing is changed.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -14,20 +14,16 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use serde::Serialize;
 
+use crate::client::text::{self, quoted};
 use crate::config::{self, Address, Config, Mistake, Mistakes, User};
 use crate::exit;
-use crate::system::{self, Family, PASS, READ, WRITE, quoted};
+use crate::system::{self, Family, PASS, READ, WRITE};
 
 /// Runs the verb.
 pub fn run(file: &Path, json: bool) -> ExitCode {
     let report = Report::of(file);
-    let text = if json {
-        serde_json::to_string(&report).unwrap_or_default() + "\n"
-    } else {
-        report.text()
-    };
     // Nobody may read it any more.
-    let _ = io::stdout().lock().write_all(text.as_bytes());
+    let _ = if json { text::json(&report) } else { text::out(&report.text()) };
     report.exit.into()
 }
 

@@ -265,13 +265,6 @@ pub(crate) fn named(pid: u32) -> String {
     }
 }
 
-/// A path as a shell takes it.
-pub(crate) fn quoted(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    let plain = |char: char| char.is_alphanumeric() || "/._-+:@%,".contains(char);
-    if text.chars().all(plain) { text.into() } else { format!("'{}'", text.replace('\'', r"'\''")) }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, UdpSocket};

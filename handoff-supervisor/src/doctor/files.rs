@@ -6,8 +6,9 @@ use std::path::Path;
 
 use super::Patient;
 use super::page::Line;
+use crate::client::text::quoted;
 use crate::config::{Config, User};
-use crate::system::{Family, FileSystem, file_system, quoted};
+use crate::system::{Family, FileSystem, file_system};
 
 const PERMISSIONS: &str = "permissions";
 /// Less than this is little: bytes.

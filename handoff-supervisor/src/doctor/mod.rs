@@ -12,9 +12,9 @@ use handoff_unix::probe::{Found, Users, probe};
 
 use crate::admin::{Entry, Reply, Request, Status};
 use crate::cli::Which;
+use crate::client::text::quoted;
 use crate::config::{self, Config};
 use crate::exit;
-use crate::system::quoted;
 
 mod files;
 mod kernel;

@@ -1,13 +1,11 @@
 //! What is printed: a line for each thing that was looked at, and what to do below those that are not good.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 
-use console::{Style, Term, measure_text_width};
 use serde::Serialize;
 
-/// How many columns a line has at most.
-const WIDTH: usize = 80;
+use crate::client::text::{self, Paint, WIDTH, clean, wrap};
+
 /// Where text begins.
 const INDENT: usize = 6;
 
@@ -72,31 +70,26 @@ impl Page {
     }
 
     pub(super) fn print(&self, json: bool) {
-        let text = if json {
-            serde_json::to_string(self).unwrap_or_default() + "\n"
-        } else {
-            self.text(Term::stdout().features().colors_supported())
-        };
         // Nobody may read it any more.
-        let _ = io::stdout().lock().write_all(text.as_bytes());
+        let _ = if json { text::json(self) } else { text::out(&self.text(Paint::of_stdout())) };
     }
 
     /// As a person reads it.
-    pub(super) fn text(&self, colours: bool) -> String {
+    pub(super) fn text(&self, paint: Paint) -> String {
         let mut text = String::new();
         for Line { level, text: found, remedy, .. } in &self.lines {
-            let (word, style) = match level {
-                Level::Good => ("good", Style::new().green()),
-                Level::Warn => ("warn", Style::new().yellow()),
-                Level::Fail => ("FAIL", Style::new().red().bold()),
+            let word = match level {
+                Level::Good => paint.good("good"),
+                Level::Warn => paint.warn("warn"),
+                Level::Fail => paint.bad("FAIL"),
             };
-            let mut start = format!("{}  ", style.force_styling(colours).apply_to(word));
-            for part in wrap(found, WIDTH - INDENT) {
+            let mut start = format!("{word}  ");
+            for part in wrap(&clean(found), WIDTH - INDENT) {
                 let _ = writeln!(text, "{start}{part}");
                 start = " ".repeat(INDENT);
             }
             start = format!("{:INDENT$}-> ", "");
-            for part in remedy.iter().flat_map(|remedy| wrap(remedy, WIDTH - INDENT - 3)) {
+            for part in remedy.iter().flat_map(|remedy| wrap(&clean(remedy), WIDTH - INDENT - 3)) {
                 let _ = writeln!(text, "{start}{part}");
                 start = " ".repeat(INDENT + 3);
             }
@@ -116,33 +109,6 @@ impl Page {
     }
 }
 
-/// Lines of at most `width` columns, with nothing in them that would move a cursor. A word that is longer is
-/// broken, behind a slash if it has one.
-fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut line = String::new();
-    let is_odd = |char: char| char.is_control() && !char.is_whitespace();
-    let text = text.replace(is_odd, "?");
-    for mut word in text.split_whitespace() {
-        if !line.is_empty() && measure_text_width(&line) + 1 + measure_text_width(word) > width {
-            lines.push(std::mem::take(&mut line));
-        }
-        while measure_text_width(word) > width {
-            let (end, _) = word.char_indices().nth(width).unwrap_or((word.len(), ' '));
-            let slash = word[..end].rfind('/').filter(|slash| *slash > 0);
-            let (part, rest) = word.split_at(slash.map_or(end, |slash| slash + 1));
-            lines.push(part.to_owned());
-            word = rest;
-        }
-        if !line.is_empty() {
-            line.push(' ');
-        }
-        line += word;
-    }
-    lines.push(line);
-    lines
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,20 +122,20 @@ mod tests {
             Line::fail("disk", format!("/{}", "directory/".repeat(12)), "make room"),
         ]);
         assert!(!page.good());
-        let text = page.text(false);
+        let text = page.text(Paint(false));
         assert!(text.starts_with("good  pid 7 holds the lock\nwarn  a file system"), "{text}");
         assert!(text.ends_with("\n      -> make room\n\n1 thing broken, 1 warning\n"), "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         assert!(!text.contains('\u{1b}'));
-        assert!(page.text(true).starts_with("\u{1b}[32mgood\u{1b}[0m  pid 7"));
+        assert!(page.text(Paint(true)).starts_with("\u{1b}[32mgood\u{1b}[0m  pid 7"));
     }
 
     #[test]
     fn warnings_break_nothing() {
         let page = Page::new(vec![Line::warn("disk", "it is \u{1b}[2J small", "buy another")]);
         assert!(page.good());
-        assert!(page.text(false).starts_with("warn  it is ?[2J small\n"));
-        assert!(page.text(false).ends_with("\nnothing is broken, 1 warning\n"));
+        assert!(page.text(Paint(false)).starts_with("warn  it is small\n"));
+        assert!(page.text(Paint(false)).ends_with("\nnothing is broken, 1 warning\n"));
         let json = serde_json::to_value(&page).unwrap();
         assert_eq!(json["lines"][0]["level"], "warn");
         assert_eq!(json["good"], true);

@@ -11,7 +11,7 @@ use procfs::process::{LimitValue, Process};
 
 use super::Patient;
 use super::page::Line;
-use crate::system::quoted;
+use crate::client::text::quoted;
 
 /// Whether anything is left in the daemon's environment that was meant for another process (R13).
 pub(super) fn environment(patient: &Patient) -> Vec<Line> {

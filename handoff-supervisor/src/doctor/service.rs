@@ -6,8 +6,9 @@ use handoff_unix::lock::LockState;
 
 use super::page::Line;
 use super::{Patient, has_lock};
+use crate::client::text::quoted;
 use crate::config::Config;
-use crate::system::{named, quoted};
+use crate::system::named;
 
 /// Whether it answers, and how it is.
 pub(super) fn supervisor(patient: &Patient) -> Vec<Line> {
