@@ -16,7 +16,7 @@ mod outcome;
 mod pages;
 mod status;
 mod swap;
-mod text;
+pub(crate) mod text;
 mod wire;
 
 use text::{Again, paragraphs, tell};

@@ -11,7 +11,7 @@ use crate::cli::Which;
 use crate::config;
 
 /// How many columns a line has at most.
-pub(super) const WIDTH: usize = 80;
+pub(crate) const WIDTH: usize = 80;
 /// Where the values of a [`Sheet`] begin.
 const INDENT: usize = 13;
 /// The longest that is shown of what a daemon calls its build, or of another text of any length.
@@ -21,23 +21,23 @@ const LAST_SECOND: u64 = 253_402_300_799;
 
 /// Whether words have colours.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Paint(pub(super) bool);
+pub(crate) struct Paint(pub(crate) bool);
 
 impl Paint {
     /// As standard output wants it: a terminal, and no `NO_COLOR`.
-    pub(super) fn of_stdout() -> Self {
+    pub(crate) fn of_stdout() -> Self {
         Self(Term::stdout().features().colors_supported())
     }
 
-    pub(super) fn good(self, word: &str) -> String {
+    pub(crate) fn good(self, word: &str) -> String {
         style(word).green().force_styling(self.0).to_string()
     }
 
-    pub(super) fn warn(self, word: &str) -> String {
+    pub(crate) fn warn(self, word: &str) -> String {
         style(word).yellow().force_styling(self.0).to_string()
     }
 
-    pub(super) fn bad(self, word: &str) -> String {
+    pub(crate) fn bad(self, word: &str) -> String {
         style(word).red().force_styling(self.0).to_string()
     }
 }
@@ -108,7 +108,7 @@ pub(super) fn table(columns: &[Column], rows: &[Vec<String>]) -> String {
 }
 
 /// Lines of at most `width` columns. A word that is longer is broken, behind a slash if it has one.
-pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = String::new();
     for word in text.split_whitespace() {
@@ -148,7 +148,7 @@ pub(super) fn paragraphs(text: &str) -> String {
 
 /// What somebody else wrote, without what would move the cursor or change the colours of a terminal, and
 /// not too much of it.
-pub(super) fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     let plain = strip_ansi_codes(text.trim_end());
     let mut chars = plain.chars();
     let mut shown = String::new();
@@ -221,20 +221,20 @@ impl Again {
 }
 
 /// A path as a shell takes it.
-pub(super) fn quoted(file: &Path) -> String {
+pub(crate) fn quoted(file: &Path) -> String {
     let text = path(file);
     let plain = |char: char| char.is_alphanumeric() || "/._-+:@%,".contains(char);
     if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 /// To standard output. Whether somebody still reads it.
-pub(super) fn out(text: &str) -> bool {
+pub(crate) fn out(text: &str) -> bool {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_ok()
 }
 
 /// To standard output, for programs: one line.
-pub(super) fn json(value: &impl serde::Serialize) -> bool {
+pub(crate) fn json(value: &impl serde::Serialize) -> bool {
     serde_json::to_string(value).is_ok_and(|line| out(&(line + "\n")))
 }
 

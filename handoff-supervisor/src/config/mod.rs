@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod read;
+mod reader;
+mod values;
 
-pub use read::{Mistake, Mistakes, read};
+pub use read::{Mistake, Mistakes, read, read_with_lines};
+pub use reader::Lines;
 
 /// What a supervisor is told.
 #[derive(Clone, PartialEq, Debug)]
