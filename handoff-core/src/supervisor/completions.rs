@@ -162,7 +162,11 @@ impl Supervisor {
         match (swap.at, who) {
             (At::Probing, Some(pid)) => {
                 swap.incumbent.pid = Some(pid);
-                self.step_if_journalled(now, out);
+                if swap.trouble.is_some() {
+                    self.finish(Verdict::Refused, who, out);
+                } else {
+                    self.step_if_journalled(now, out);
+                }
             }
             (At::Probing, None) => {
                 let detail = "nobody answers on the control path".to_string();

@@ -14,9 +14,13 @@ impl Supervisor {
             At::Asking | At::Promoting | At::Ending | At::Confirming => {
                 swap.trouble.get_or_insert(trouble);
             }
+            // Unless nobody answered, an answer is on its way, and the outcome is to say who serves.
             At::Probing => {
-                swap.trouble = Some(trouble);
-                self.finish(Verdict::Refused, None, out);
+                let (serving, lost) = (swap.incumbent.pid, reason == Reason::IncumbentLost);
+                swap.trouble.get_or_insert(trouble);
+                if lost || serving.is_some() {
+                    self.finish(Verdict::Refused, serving, out);
+                }
             }
             // The process is on its way; it is ended when it is there.
             At::Spawning => swap.trouble = Some(trouble),

@@ -891,11 +891,8 @@ impl Actor {
     /// Reads the configuration again; what only a new process can take in is left as it was.
     pub(super) fn reload(&mut self) -> Result<(), Refusal> {
         let file = self.config.file.clone();
-        let mut new = config::read(&file).map_err(|mistakes| {
-            let message =
-                format!("{mistakes}\n`handoff check --config {}` explains them", file.display());
-            refused(exit::CONFIG, "config", message)
-        })?;
+        let mut new = config::read(&file)
+            .map_err(|mistakes| refused(mistakes.exit(), "config", mistakes.to_string()))?;
         let old = &self.config;
         let fixed = [
             ("control", new.daemon.control != old.daemon.control),
