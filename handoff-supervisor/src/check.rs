@@ -20,7 +20,7 @@ use crate::exit;
 use crate::system::{self, Family, PASS, READ, WRITE};
 
 /// Runs the verb.
-pub fn run(file: &Path, json: bool) -> ExitCode {
+pub(crate) fn run(file: &Path, json: bool) -> ExitCode {
     let report = Report::of(file);
     // Nobody may read it any more.
     let _ = if json { text::json(&report) } else { text::out(&report.text()) };

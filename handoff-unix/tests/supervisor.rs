@@ -59,11 +59,11 @@ fn r17_who_is_stopped_is_killed_when_it_is_to_end() {
 fn start(host: &mut SupervisorHost, front: &Front) -> Result<(), StartError> {
     let launch = Launch::new("/nowhere/at all");
     let turn = || {
+        poll::readable(&*host, Some(Duration::from_secs(60))).unwrap();
+        host.turn().unwrap();
         while let Some(job) = host.job() {
             job();
         }
-        poll::readable(&*host, Some(Duration::from_secs(60))).unwrap();
-        host.turn().unwrap();
         Ok(())
     };
     front.start(&launch, turn).map(drop)

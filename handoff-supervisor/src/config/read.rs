@@ -88,7 +88,7 @@ impl Default for Handoff {
 
 /// One mistake in a configuration.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
-pub struct Mistake {
+pub(crate) struct Mistake {
     /// The line, from 1, where it is in one.
     pub line: Option<usize>,
     /// What is wrong.
@@ -100,7 +100,7 @@ pub struct Mistake {
 /// All that is wrong with a file, in the order of its lines; at least one. Displayed, it is what a person
 /// reads: each as `FILE:LINE: what`, its remedy below it.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub struct Mistakes {
+pub(crate) struct Mistakes {
     /// The file.
     pub file: PathBuf,
     /// The mistakes.
@@ -112,7 +112,7 @@ pub struct Mistakes {
 impl Mistakes {
     /// What a verb exits with on account of them.
     #[must_use]
-    pub fn exit(&self) -> u8 {
+    pub(crate) fn exit(&self) -> u8 {
         if self.unreadable { exit::NO_INPUT } else { exit::CONFIG }
     }
 
@@ -144,7 +144,7 @@ impl fmt::Display for Mistakes {
 /// # Errors
 ///
 /// All that is wrong with it.
-pub fn read(file: &Path) -> Result<Config, Mistakes> {
+pub(crate) fn read(file: &Path) -> Result<Config, Mistakes> {
     read_with_lines(file).map(|(config, _)| config)
 }
 
@@ -153,7 +153,7 @@ pub fn read(file: &Path) -> Result<Config, Mistakes> {
 /// # Errors
 ///
 /// All that is wrong with it.
-pub fn read_with_lines(file: &Path) -> Result<(Config, Lines), Mistakes> {
+pub(crate) fn read_with_lines(file: &Path) -> Result<(Config, Lines), Mistakes> {
     let bytes = contents(file)?;
     let text = match std::str::from_utf8(&bytes) {
         Ok(text) => text,

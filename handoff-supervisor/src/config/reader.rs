@@ -11,12 +11,12 @@ use super::read::Mistake;
 
 /// Where each key of a file stands, by its place: `daemon.command`, `listener.0.tcp`, `supervisor`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Lines(pub(super) BTreeMap<String, usize>);
+pub(crate) struct Lines(pub(super) BTreeMap<String, usize>);
 
 impl Lines {
     /// The line of a key, from 1; of the table it would be in where it is not set.
     #[must_use]
-    pub fn of(&self, place: &str) -> Option<usize> {
+    pub(crate) fn of(&self, place: &str) -> Option<usize> {
         self.0.get(place).or_else(|| self.0.get(place.rsplit_once('.')?.0)).copied()
     }
 }

@@ -170,7 +170,7 @@ pub(super) fn user(text: &str) -> Result<User, Fault> {
 impl User {
     /// The user that this process runs as.
     #[must_use]
-    pub fn current() -> Self {
+    pub(crate) fn current() -> Self {
         let (uid, gid) = (unistd::geteuid(), unistd::getegid());
         let name = unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
         let mut groups = vec![gid.as_raw()];

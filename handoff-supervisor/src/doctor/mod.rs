@@ -34,7 +34,7 @@ const LONGEST_REPLY: u64 = 4 << 20;
 const HISTORY: usize = 100;
 
 /// Runs the verb.
-pub fn run(which: &Which) -> ExitCode {
+pub(crate) fn run(which: &Which) -> ExitCode {
     let patient = match Patient::of(which) {
         Ok(patient) => patient,
         Err(mistakes) => {

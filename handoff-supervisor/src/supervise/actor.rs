@@ -88,6 +88,8 @@ pub(super) struct Actor {
     files: BTreeMap<u32, Files>,
     /// Those of processes of which it is not known yet whether they serve.
     stray: Vec<Files>,
+    /// Who served when the state was last written, until it is known who does.
+    former: Option<Serving>,
     /// Daemons that have ended during a handoff, and how.
     gone: Vec<(u32, String)>,
     /// How many daemons were launched by this process.
@@ -146,6 +148,7 @@ impl Actor {
             parts.systemd.unstore(&name);
         }
         let backoff = parts.config.supervisor.restart_first;
+        let former = parts.state.serving.clone();
         Self {
             state: parts.state,
             history: parts.history,
@@ -169,6 +172,7 @@ impl Actor {
             files: BTreeMap::new(),
             stray: Vec::new(),
             gone: Vec::new(),
+            former,
             launched: 0,
             backoff,
             serving_since: None,
@@ -380,7 +384,7 @@ impl Actor {
         let Starting { binary, files, waiters, asked_by, .. } = *starting;
         match result {
             Ok(Started { pid, started }) => {
-                let known = self.state.serving.clone().filter(|it| it.pid == pid);
+                let known = self.serving.take().or(self.former.take()).filter(|it| it.pid == pid);
                 let entry = Entry {
                     serving: Some(pid),
                     binary: started.then(|| binary.path.clone()),
@@ -879,7 +883,7 @@ impl Actor {
     }
 
     fn keep(&mut self) {
-        self.state.serving.clone_from(&self.serving);
+        self.state.serving = self.serving.clone().or_else(|| self.former.clone());
         self.keeper.state(&self.state);
     }
 

@@ -167,6 +167,13 @@ state_dir = {state:?}
         u32::try_from(pid.unwrap_or_else(|| panic!("{status:#}"))).unwrap()
     }
 
+    /// The kinds of what has happened.
+    pub(crate) fn history(&self) -> Vec<String> {
+        let said = self.handoff(&["history", "--last", "100", "--json"]).exits(0);
+        let entries = said.out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        entries.map(|entry| entry["kind"].as_str().unwrap().to_string()).collect()
+    }
+
     /// Waits until the status is so; gives it.
     #[track_caller]
     pub(crate) fn until(&self, what: &str, so: impl Fn(&Value) -> bool) -> Value {
