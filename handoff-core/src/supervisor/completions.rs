@@ -123,7 +123,7 @@ impl Supervisor {
             Ok(pid) => {
                 swap.successor.leader = Some(pid);
                 swap.at = At::Warming;
-                let limit = now + swap.spec.hello_budget;
+                let limit = now + swap.hello_budget;
                 let failed = swap.trouble.is_some();
                 self.timers.set(Timer::Hello(Peer::Successor), limit);
                 self.journal(Step::Warm, out);

@@ -115,12 +115,12 @@ impl Supervisor {
         swap.at = At::Ending;
         let reason = match &swap.trouble {
             Some(trouble) => trouble.detail.clone(),
-            None if swap.rehearsed => "it was a dry run".to_string(),
+            None if swap.went_well() => "it was a dry run".to_string(),
             None => String::new(),
         };
         let abort = Message::Abort { handoff_id: swap.id, reason };
         // The end of a dry run is no rollback.
-        if !swap.rehearsed {
+        if !swap.went_well() {
             out.push(Output::Event(Event::Phase(Phase::Rollback)));
         }
         if swap.successor.link == Link::Acked {
@@ -153,8 +153,8 @@ impl Supervisor {
         let (limit, silence) = (now + timing.confirm, now + timing.slack);
         let Some(swap) = self.swap() else { return };
         if !swap.prepared && !swap.promoted && !swap.incumbent.exited {
-            let (serving, well) = (swap.incumbent.pid, swap.rehearsed && swap.trouble.is_none());
-            let verdict = if well { Verdict::DryRun } else { Verdict::Refused };
+            let verdict = if swap.went_well() { Verdict::DryRun } else { Verdict::Refused };
+            let serving = swap.incumbent.pid;
             return self.finish(verdict, serving, out);
         }
         swap.at = At::Confirming;

@@ -17,7 +17,6 @@ mod keep;
 mod launch;
 mod metrics;
 mod output;
-mod replies;
 mod server;
 mod start;
 

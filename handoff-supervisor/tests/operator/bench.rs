@@ -286,7 +286,7 @@ impl Load {
     }
 
     /// Ends it: nothing failed, and what was acknowledged is there. Gives how many requests there were.
-    pub(crate) fn is_clean(self) -> u64 {
+    pub(crate) fn ends_clean(self) -> u64 {
         self.over.store(true, Ordering::Relaxed);
         let acknowledged: Vec<_> =
             self.clients.into_iter().map(|client| client.join().unwrap()).collect();

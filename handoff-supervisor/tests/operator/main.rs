@@ -144,7 +144,7 @@ fn a_session_with_a_person_on_call() {
     assert!(said.out.contains("release 2") && said.out.contains("it was better"), "{said:?}");
     bench.handoff(&["doctor"]).exits(0);
 
-    let requests = load.is_clean();
+    let requests = load.ends_clean();
     assert!(requests > 100, "{requests}");
     let (last, control) = (PidFd::open(bench.serving()).unwrap(), bench.path("run/handoff.sock"));
     bench.handoff(&["stop"]).exits(0);
@@ -172,7 +172,7 @@ fn signals_swap_and_stop() {
     bench.signal_supervisor(Signal::HUP);
     let status = bench.until("it is swapped", |status| status["serving"]["generation"] == 2);
     assert_eq!(status["serving"]["binary"], second.to_str().unwrap(), "links are resolved");
-    load.is_clean();
+    load.ends_clean();
     bench.signal_supervisor(Signal::TERM);
     assert_eq!(bench.ends(), 0);
 }

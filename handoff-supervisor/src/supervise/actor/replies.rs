@@ -10,15 +10,14 @@ use rustix::fd::BorrowedFd;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-use super::actor::{Actor, Doing, left, told};
-use super::flight::{Waiter, at, exit_code};
-use super::launch::{binary, refused};
-use super::{Mail, flight};
+use super::{Actor, Doing, Mail, left, told};
 use crate::admin::{
     Boss, Ended, Entry, Probation, Refusal, Reply, Request, Rollback, Status, Swap,
 };
 use crate::exit;
 use crate::sockets::Held;
+use crate::supervise::flight::{self, Waiter, at, exit_code};
+use crate::supervise::launch::{binary, refused};
 
 /// How long a new binary of the supervisor may take to say that it understands the configuration.
 const TRIAL: Duration = Duration::from_secs(10);
