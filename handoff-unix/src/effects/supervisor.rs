@@ -2,7 +2,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,10 @@ pub struct SupervisorEffects {
     listeners: Vec<(String, Arc<OwnedFd>)>,
     launch: Option<(Launch, Duration)>,
     groups: Arc<Mutex<BTreeMap<u32, Group>>>,
+    /// The groups of those that are watched: whose group is gone is told of with its status none the less.
+    watched: BTreeMap<u32, Group>,
+    /// Who held the lock at the last look, if anybody is known. 0 is nobody.
+    holder: Arc<AtomicU32>,
 }
 
 /// A process group that was started here, and with what.
@@ -94,6 +99,8 @@ impl SupervisorEffects {
             listeners: Vec::new(),
             launch: None,
             groups: Arc::default(),
+            watched: BTreeMap::new(),
+            holder: Arc::default(),
         }
     }
 
@@ -167,8 +174,13 @@ impl SupervisorEffects {
                 Completion(Done::Connected(connected))
             }),
             Effect::CheckLock { by } => {
-                let data_dir = self.data_dir.clone();
-                done(move || Outcome::LockChecked(check_lock(data_dir, by)))
+                let (data_dir, holder) = (self.data_dir.clone(), Arc::clone(&self.holder));
+                done(move || {
+                    Outcome::LockChecked(match data_dir {
+                        Some(dir) => check_lock(&dir, by, &holder),
+                        None => LockState::Unknown,
+                    })
+                })
             }
             Effect::Signal { pid, signal } => {
                 let group = self.groups().get(&pid).cloned();
@@ -242,6 +254,9 @@ impl SupervisorEffects {
             Done::Spawned(Err(error)) => finished(Outcome::Spawned(Err(error))),
             Done::Spawned(Ok((pidfd, control))) => {
                 let pid = pidfd.pid();
+                if let Some(group) = own_groups(&self.groups).get(&pid) {
+                    self.watched.insert(pid, group.clone());
+                }
                 let stream = control.and_then(|stream| ControlStream::to_child(stream, pid).ok());
                 Finished {
                     outcome: Some(Outcome::Spawned(Ok(pid))),
@@ -269,9 +284,9 @@ impl SupervisorEffects {
 
     /// A watched process has exited: the input for the machine. Reaps it, if it is a child.
     #[must_use]
-    pub fn exited(&self, process: &PidFd) -> Outcome {
+    pub fn exited(&mut self, process: &PidFd) -> Outcome {
         let pid = process.pid();
-        let group = self.groups().get(&pid).cloned();
+        let group = self.watched.remove(&pid).or_else(|| self.groups().get(&pid).cloned());
         let status = group.and_then(|Group { group, program }| {
             group.reap();
             let status = group.leader_status()?;
@@ -389,16 +404,19 @@ fn connect(control: &ControlPath) -> io::Result<(ControlStream, Option<PidFd>)> 
     Ok((stream, watch))
 }
 
-fn check_lock(data_dir: Option<PathBuf>, by: Option<u32>) -> LockState {
-    let Some(dir) = data_dir else { return LockState::Unknown };
-    let holder = match by.filter(|pid| lock::is_held_by(&dir, *pid)) {
+/// Who holds the lock. Those who are likely to are asked before the table of all locks is read, which holds
+/// up every `flock` of the machine: it may be asked many times a second for as long as somebody has it.
+fn check_lock(dir: &Path, by: Option<u32>, known: &AtomicU32) -> LockState {
+    let mut likely = by.into_iter().chain([known.load(Ordering::Relaxed)]);
+    let holder = match likely.find(|pid| lock::is_held_by(dir, *pid)) {
         Some(pid) => Some(pid),
-        None => match lock::lock_state(&dir) {
+        None => match lock::lock_state(dir) {
             lock::LockState::Held { pid } => pid,
             lock::LockState::Free => return LockState::Free,
             lock::LockState::Unknown => return LockState::Unknown,
         },
     };
+    known.store(holder.unwrap_or(0), Ordering::Relaxed);
     match holder {
         Some(pid) if is_stopped(pid) => LockState::Stopped { pid },
         pid => LockState::Held { pid },
