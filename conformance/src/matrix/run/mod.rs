@@ -151,6 +151,13 @@ struct Victim {
     to: Option<Instant>,
 }
 
+/// A process that does nothing: it is stopped, or is a dead supervisor in whose place there is none yet.
+pub(super) struct Down {
+    pid: u32,
+    from: Instant,
+    to: Option<Instant>,
+}
+
 struct Run<'a> {
     case: &'a Case,
     dir: &'a Path,
@@ -173,6 +180,7 @@ struct Run<'a> {
     /// Until then nobody needs to serve, because nobody has served yet.
     cold: Option<Instant>,
     victims: Vec<Victim>,
+    downs: Vec<Down>,
     counts: BTreeMap<(Role, Moment, String), u32>,
     steps: Vec<Step>,
     recording: bool,
@@ -229,6 +237,7 @@ impl<'a> Run<'a> {
             last_blow: None,
             cold: None,
             victims: Vec::new(),
+            downs: Vec::new(),
             counts: BTreeMap::new(),
             steps: Vec::new(),
             recording: true,
@@ -354,6 +363,10 @@ impl<'a> Run<'a> {
         match self.try_employ(false) {
             Ok(boss) => {
                 self.bosses += 1;
+                // Of the dead, only a supervisor is still down.
+                for down in self.downs.iter_mut().filter(|it| self.gone.contains(&it.pid)) {
+                    down.to.get_or_insert(Instant::now());
+                }
                 self.tell(format!("supervisor {} starts, pid {}", self.bosses, boss.pid));
                 self.boss = Some(boss);
             }
@@ -527,6 +540,7 @@ impl<'a> Run<'a> {
             if self.boss.as_ref().is_some_and(|boss| boss.pid == pid) {
                 self.boss = None;
                 self.serving = None;
+                self.downs.push(Down { pid, from: Instant::now(), to: None });
             }
         }
     }
@@ -536,11 +550,14 @@ impl<'a> Run<'a> {
         self.over(pid);
     }
 
-    /// A victim harms nobody any more.
+    /// A victim harms nobody any more, and is not down.
     fn over(&mut self, pid: u32) {
         let now = Instant::now();
         for victim in self.victims.iter_mut().filter(|it| it.pid == pid && it.to.is_none()) {
             victim.to = Some(now);
+        }
+        for down in self.downs.iter_mut().filter(|it| it.pid == pid) {
+            down.to.get_or_insert(now);
         }
     }
 
