@@ -6,8 +6,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use handoff_core::HandoffId;
 use handoff_core::daemon::Signal;
-use handoff_core::supervisor::{Effect, LockState, Outcome};
+use handoff_core::supervisor::{Effect, Entry, LockState, Outcome, Step};
 use handoff_unix::control::ControlPath;
 use handoff_unix::effects::SupervisorEffects;
 use handoff_unix::host::{Front, Host, StartError, SupervisorConfig, SupervisorHost};
@@ -105,6 +106,36 @@ fn start(host: &mut SupervisorHost, front: &Front) -> Result<(), StartError> {
         Ok(())
     };
     front.start(&launch, turn).map(drop)
+}
+
+/// R10, R17: a supervisor knows the daemon that one before it has started, also where no handoff has ever
+/// begun and where the one between has died as well: it may end it, if it hangs.
+#[test]
+fn r10_a_daemon_that_was_started_is_known_to_the_next_supervisors() {
+    let dir = scratch();
+    let journal = dir.path().join("journal");
+    let effects = || {
+        let control = ControlPath::new(dir.path().join("control")).unwrap();
+        SupervisorEffects::new(control, None, Some(journal.clone()), Users(Vec::new()))
+    };
+    let mut first = effects();
+    first.launch(Launch::new("sleep").arg("600"), Duration::from_secs(1));
+    let spawned = first.finish(first.job(Effect::Spawn { successor: false })());
+    let Some(Outcome::Spawned(Ok(pid))) = spawned.outcome else { panic!("{spawned:?}") };
+    for step in [Step::Idle, Step::Seal] {
+        let next = effects();
+        next.recover()();
+        assert_eq!(next.own(), [pid], "{step:?}");
+        // It dies in the middle of a handoff.
+        let entry = Entry { id: HandoffId::new(), step, incumbent: Some(pid), successor: None };
+        next.job(Effect::Journal(entry))();
+        let after = effects();
+        after.recover()();
+        let last = effects();
+        last.recover()();
+        assert_eq!((after.own(), last.own()), (vec![pid], vec![pid]), "{step:?}");
+    }
+    assert_eq!(first.end_all(Duration::from_secs(60))(), []);
 }
 
 /// R9, R10: what the supervisor before this one left is read once. After that the journal is this one's

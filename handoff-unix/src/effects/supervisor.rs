@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use handoff_core::Credentials;
 use handoff_core::supervisor::{Effect, Entry, LockState, Outcome, Peer, Step};
+use handoff_core::{Credentials, HandoffId};
 use serde::{Deserialize, Serialize};
 
 use super::{Job, daemon::to_unix};
@@ -116,8 +116,8 @@ impl SupervisorEffects {
     }
 
     /// Work that reads what the supervisor before this one was doing (R10), tells of it, counts the
-    /// processes it had started, where they still run, among its own, and clears the journal. One that
-    /// cannot be read is set aside, with a warning.
+    /// processes it had started, where they still run, among its own, and clears the journal of all but
+    /// these. One that cannot be read is set aside, with a warning.
     #[must_use]
     pub fn recover(&self) -> Job<()> {
         let (journal, groups) = (self.journal.clone(), Arc::clone(&self.groups));
@@ -126,7 +126,9 @@ impl SupervisorEffects {
                 && let Some(Entry { id, step, .. }) = left_behind(&journal, &groups)
             {
                 tracing::warn!(%id, ?step, "the supervisor before this one left a handoff behind");
-                if let Err(error) = journal.clear() {
+                // It can be removed where there is no room to write it.
+                let cleared = note_started(&journal, &groups).or_else(|_| journal.clear());
+                if let Err(error) = cleared {
                     tracing::warn!(%error, "the journal cannot be cleared");
                 }
             }
@@ -156,15 +158,24 @@ impl SupervisorEffects {
             }
             Effect::Spawn { successor } => {
                 let (launch, listeners) = (self.launch.clone(), self.listeners.clone());
+                // For one that is started in a handoff the machine does it.
+                let journal = self.journal.clone().filter(|_| !successor);
                 Box::new(move || {
                     let program = launch.as_ref().map(|(launch, _)| launch.program.clone());
                     let child = start(launch, &listeners, successor);
-                    Completion(Done::Spawned(child.map(|child| {
+                    let child = child.map(|child| {
                         let Child { pid, pidfd, group, control } = child;
                         let group = Group { group: Arc::new(group), program };
                         own_groups(&groups).insert(pid, group);
                         (pidfd, control)
-                    })))
+                    });
+                    if let (Some(journal), Ok(_)) = (journal, &child)
+                        && let Err(error) = note_started(&journal, &groups)
+                    {
+                        let path = journal.path().display();
+                        tracing::warn!(%path, %error, "what was started cannot be written");
+                    }
+                    Completion(Done::Spawned(child))
                 })
             }
             Effect::Connect => Box::new(move || {
@@ -223,9 +234,8 @@ impl SupervisorEffects {
             Effect::Journal(entry) => {
                 let journal = self.journal.clone();
                 done(move || {
-                    let started: Vec<u32> = own_groups(&groups).keys().copied().collect();
                     Outcome::Journalled(match journal {
-                        Some(journal) => write_entry(&journal, entry, &started)
+                        Some(journal) => write_entry(&journal, entry, &groups)
                             .map_err(|error| format!("{}: {error}", journal.path().display())),
                         None => Ok(()),
                     })
@@ -374,10 +384,24 @@ fn left_behind(journal: &JournalFile, groups: &Mutex<BTreeMap<u32, Group>>) -> O
     (entry.step != Step::Idle).then_some(entry)
 }
 
-fn write_entry(journal: &JournalFile, entry: Entry, started: &[u32]) -> io::Result<()> {
-    let started = started.iter().filter_map(|pid| Some((*pid, start_time(*pid)?))).collect();
-    let bytes = postcard::to_allocvec(&Record { entry, started }).map_err(io::Error::other)?;
-    journal.write(&bytes)
+/// Writes that no handoff is under way, and which processes were started here: the supervisor after this
+/// one is to know its daemons (R10), or it could not end one that hangs (R17).
+fn note_started(journal: &JournalFile, groups: &Mutex<BTreeMap<u32, Group>>) -> io::Result<()> {
+    let id = HandoffId::default();
+    let entry = Entry { id, step: Step::Idle, incumbent: None, successor: None };
+    write_entry(journal, entry, groups)
+}
+
+fn write_entry(
+    journal: &JournalFile,
+    entry: Entry,
+    groups: &Mutex<BTreeMap<u32, Group>>,
+) -> io::Result<()> {
+    journal.write_with(|| {
+        let pids: Vec<u32> = own_groups(groups).keys().copied().collect();
+        let started = pids.into_iter().filter_map(|pid| Some((pid, start_time(pid)?))).collect();
+        postcard::to_allocvec(&Record { entry, started }).map_err(io::Error::other)
+    })
 }
 
 fn done(work: impl FnOnce() -> Outcome + Send + 'static) -> Job<Completion> {

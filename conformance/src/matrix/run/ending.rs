@@ -241,7 +241,8 @@ mod tests {
     fn time_in_which_two_are_down_is_not_counted() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let down = |pid, from, to: Option<u64>| Down { pid, from: at(from), to: to.map(at) };
+        let down =
+            |pid, from, to: Option<u64>| Down { pid: Some(pid), from: at(from), to: to.map(at) };
         let one = [down(1, 0, Some(12)), down(2, 12, Some(20)), down(1, 12, Some(14))];
         assert_eq!(overlaps(&one[..2], at(60)), [], "one after the other");
         assert_eq!(overlaps(&one, at(60)), [(at(12), at(14))]);
