@@ -53,13 +53,13 @@ fn two_handoffs() {
 /// connection breaks; the journal, a spawn, the lock or the control path fails; the operator aborts.
 #[test]
 fn one_fault() {
-    closes(Origin::Settled, Rules::faulty(1), 103_892);
+    closes(Origin::Settled, Rules::faulty(1), 103_885);
 }
 
 /// The same in a messy world, where a supervisor that dies is started again (R10, R17).
 #[test]
 fn one_fault_in_a_messy_world() {
-    closes(Origin::Settled, Rules::faulty(1).messy(), 402_095);
+    closes(Origin::Settled, Rules::faulty(1).messy(), 402_040);
 }
 
 /// R10: a process dies in the first of two handoffs, or in the second; whoever is to does come back.
