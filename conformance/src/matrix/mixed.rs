@@ -58,22 +58,6 @@ const KNOWN: &[Known] = &[
     Known {
         theirs: &[Role::O],
         on: Role::S,
-        blows: &[Blow::Exit, Blow::Kill],
-        at: &[
-            (Role::S, &["Begin", "JournalBegin", "CheckLock", "Commit", "JournalCommit"]),
-            (Role::N, &["TakeLock", "StagePath", "Open", "Ready", "ClaimPath"]),
-        ],
-        breaks: &[
-            NEXT,
-            "I5: not in 60s: somebody serves",
-            "I6: processes are left",
-            "I6: a file is left: data/.handoff.pidfile.",
-        ],
-        why: "their incumbent whose supervisor is dead takes the lock when it can, whoever serves (R2)",
-    },
-    Known {
-        theirs: &[Role::O],
-        on: Role::S,
         blows: &[Blow::Stop(LONG)],
         at: &[
             (Role::S, &["PrepareHandoff", "JournalSeal", "SealRequest", "Begin", "JournalBegin"]),
@@ -94,7 +78,7 @@ const KNOWN: &[Known] = &[
         theirs: &[Role::O, Role::N],
         on: Role::S,
         blows: &[Blow::Stop(LONG)],
-        at: &[(Role::S, &["Begin"])],
+        at: &[(Role::S, &["Begin", "JournalBegin"])],
         breaks: &[GAP, NEXT, "I5: not in 60s: somebody serves"],
         why: CONTROL_PATH,
     },
