@@ -28,9 +28,6 @@ const GAP: &str = "I5: nobody served";
 /// The next handoff does not commit.
 const NEXT: &str = "I6: the next handoff does not commit";
 
-const CONTROL_PATH: &str = "their successor takes the control path before it is committed, and their \
-    incumbent does not take it back (R11)";
-
 const KNOWN: &[Known] = &[
     Known {
         theirs: &[Role::S],
@@ -68,19 +65,12 @@ const KNOWN: &[Known] = &[
     },
     Known {
         theirs: &[Role::O, Role::N],
-        on: Role::N,
-        blows: &[Blow::Kill],
-        at: &[(Role::S, &["CheckLock"])],
-        breaks: &["I5: not in 60s: somebody serves"],
-        why: CONTROL_PATH,
-    },
-    Known {
-        theirs: &[Role::O, Role::N],
         on: Role::S,
         blows: &[Blow::Stop(LONG)],
         at: &[(Role::S, &["Begin", "JournalBegin"])],
         breaks: &[GAP, NEXT, "I5: not in 60s: somebody serves"],
-        why: CONTROL_PATH,
+        why: "their successor takes the control path before it is committed, and their incumbent does \
+              not take it back (R11)",
     },
     Known {
         theirs: &[Role::O],
