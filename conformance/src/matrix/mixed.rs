@@ -28,9 +28,6 @@ const GAP: &str = "I5: nobody served";
 /// The next handoff does not commit.
 const NEXT: &str = "I6: the next handoff does not commit";
 
-const CONTROL_PATH: &str = "their successor takes the control path before it is committed, and their \
-    incumbent does not take it back (R11)";
-
 const KNOWN: &[Known] = &[
     Known {
         theirs: &[Role::S],
@@ -58,22 +55,6 @@ const KNOWN: &[Known] = &[
     Known {
         theirs: &[Role::O],
         on: Role::S,
-        blows: &[Blow::Exit, Blow::Kill],
-        at: &[
-            (Role::S, &["Begin", "JournalBegin", "CheckLock", "Commit", "JournalCommit"]),
-            (Role::N, &["TakeLock", "StagePath", "Open", "Ready", "ClaimPath"]),
-        ],
-        breaks: &[
-            NEXT,
-            "I5: not in 60s: somebody serves",
-            "I6: processes are left",
-            "I6: a file is left: data/.handoff.pidfile.",
-        ],
-        why: "their incumbent whose supervisor is dead takes the lock when it can, whoever serves (R2)",
-    },
-    Known {
-        theirs: &[Role::O],
-        on: Role::S,
         blows: &[Blow::Stop(LONG)],
         at: &[
             (Role::S, &["PrepareHandoff", "JournalSeal", "SealRequest", "Begin", "JournalBegin"]),
@@ -84,19 +65,12 @@ const KNOWN: &[Known] = &[
     },
     Known {
         theirs: &[Role::O, Role::N],
-        on: Role::N,
-        blows: &[Blow::Kill],
-        at: &[(Role::S, &["CheckLock"])],
-        breaks: &["I5: not in 60s: somebody serves"],
-        why: CONTROL_PATH,
-    },
-    Known {
-        theirs: &[Role::O, Role::N],
         on: Role::S,
         blows: &[Blow::Stop(LONG)],
-        at: &[(Role::S, &["Begin"])],
+        at: &[(Role::S, &["Begin", "JournalBegin"])],
         breaks: &[GAP, NEXT, "I5: not in 60s: somebody serves"],
-        why: CONTROL_PATH,
+        why: "their successor takes the control path before it is committed, and their incumbent does \
+              not take it back (R11)",
     },
     Known {
         theirs: &[Role::O],
