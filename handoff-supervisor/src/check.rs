@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use serde::Serialize;
 
-use crate::client::text::{self, quoted};
+use crate::client::text::{self, paragraphs, quoted};
 use crate::config::{self, Address, Config, Mistake, Mistakes, User};
 use crate::exit;
 use crate::system::{self, Family, PASS, READ, WRITE};
@@ -75,7 +75,8 @@ impl Report {
             both.iter().flat_map(|(list, kind)| list.iter().map(move |m| (m, kind)))
         {
             let line = mistake.line.map(|line| format!("{line}:")).unwrap_or_default();
-            text += &format!("{file}:{line} {kind}{}\n    {}\n", mistake.what, mistake.remedy);
+            text += &paragraphs(&format!("{file}:{line} {kind}{}", mistake.what));
+            text += &paragraphs(&format!("    {}", mistake.remedy));
         }
         text += &match self.mistakes.len() {
             0 => format!("{file} is good\n"),

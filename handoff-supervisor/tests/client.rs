@@ -480,10 +480,10 @@ fn reexec_waits_for_the_new_supervisor() {
 
 #[test]
 fn stop_waits_until_the_supervisor_is_gone() {
-    let done = json!({"reply": "done", "message": "stopping pid 4711"});
+    let done = json!({"reply": "done", "message": "all have ended"});
     let supervisor = Supervisor::says(done);
     let told = supervisor.run(&["stop"]).reads(0, &[]);
-    assert_eq!((told.out.as_str(), told.err.as_str()), ("Stopped.\n", "stopping pid 4711\n"));
+    assert_eq!((told.out.as_str(), told.err.as_str()), ("Stopped: all have ended.\n", ""));
     assert_eq!(supervisor.heard(), [json!({"verb": "stop"})]);
 }
 
@@ -582,7 +582,7 @@ fn r12_a_supervisor_of_a_stranger_is_not_spoken_to() {
     let done = thread::spawn(move || {
         on(&listener, vec![Says(json!({"reply": "done", "message": "stopping"}))])
     });
-    run().reads(0, &["Stopped."]);
+    run().reads(0, &["Stopped: stopping."]);
     assert_eq!(done.join().unwrap(), json!({"verb": "stop"}));
 }
 

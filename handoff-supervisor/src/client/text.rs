@@ -135,7 +135,7 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
 }
 
 /// Wraps each line of a text, which keeps the blanks it begins with.
-pub(super) fn paragraphs(text: &str) -> String {
+pub(crate) fn paragraphs(text: &str) -> String {
     let mut all = String::new();
     for line in text.lines() {
         let indent = (line.len() - line.trim_start_matches(' ').len()).min(WIDTH / 2);
