@@ -169,11 +169,12 @@ async fn run(config: Config, kept: Kept) -> Result<ExitCode, Refusal> {
         })
         .map_err(failed("cannot listen at", &config.supervisor.socket))
         .and_then(|(mail, inbox, news)| {
-            let supervisor = supervisor(&config)?;
+            // Before the supervisor, which says what it measures when it is made.
             if let Some(address) = config.supervisor.metrics {
                 metrics::serve(address)
                     .map_err(|error| refused(exit::UNAVAILABLE, "io_error", error))?;
             }
+            let supervisor = supervisor(&config)?;
             relay(signals, &mail);
             Ok(Parts {
                 supervisor: Arc::new(supervisor),
