@@ -3,6 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod bench;
+mod health;
+mod metrics;
+mod notify;
+mod sockets;
+mod user;
 
 use std::fs;
 use std::io::Write;
@@ -52,7 +57,7 @@ fn a_session_with_a_person_on_call() {
     // Somebody watches a swap.
     let (mut watcher, mut seen) = bench.begin(&["status", "--watch", "--json"]);
     seen.next().unwrap();
-    let slow = bench.version("slow", "sleep 1");
+    let slow = bench.version("slow <&> \"v3\"", "sleep 1");
     let picture = bench.path("swap.svg");
     bench
         .handoff(&["swap", slow.to_str().unwrap(), "--timeline", picture.to_str().unwrap()])
@@ -63,7 +68,11 @@ fn a_session_with_a_person_on_call() {
     assert!(watched.any(|status| status["activity"] == "serving"));
     watcher.kill().unwrap();
     watcher.wait().unwrap();
-    assert!(fs::read_to_string(&picture).unwrap().starts_with("<svg"));
+    let picture = fs::read_to_string(&picture).unwrap();
+    let picture = roxmltree::Document::parse(&picture).unwrap();
+    let said: Vec<&str> = picture.descendants().filter_map(|node| node.text()).collect();
+    assert!(said.iter().any(|text| text.contains(slow.to_str().unwrap())), "{said:?}");
+    assert!(said.iter().any(|text| text.starts_with("nobody accept")), "{said:?}");
 
     // Swaps that fail leave it as it was, and say why.
     let third = bench.serving();

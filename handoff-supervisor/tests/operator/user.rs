@@ -1,0 +1,70 @@
+//! A daemon of another user.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::process::Command;
+
+use super::bench::{Bench, Load};
+
+const USER: &str = "nobody";
+
+/// Its numbers, as the system tells them, in order.
+fn ids(of: &str) -> Vec<u32> {
+    let output = Command::new("id").args([of, USER]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut ids: Vec<u32> = text.split_whitespace().map(|id| id.parse().unwrap()).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// Whom a process runs as: the four kinds of user and group, and its groups in order.
+fn identity(pid: u32) -> [Vec<u32>; 3] {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    ["Uid:", "Gid:", "Groups:"].map(|name| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        let mut ids: Vec<u32> = line.split_whitespace().map(|id| id.parse().unwrap()).collect();
+        ids.sort_unstable();
+        ids
+    })
+}
+
+#[test]
+fn a_daemon_runs_as_the_user_it_is_given_and_is_swapped_as_that() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: only root can start a daemon of another user");
+    }
+    if ids("-u").is_empty() {
+        return eprintln!("skipped: this system has no user {USER}");
+    }
+    let (uid, gid) = (ids("-u")[0], ids("-g")[0]);
+    let mut bench = Bench::new("");
+    fs::set_permissions(bench.path(""), Permissions::from_mode(0o755)).unwrap();
+    for dir in ["data", "run"] {
+        chown(bench.path(dir), Some(uid), Some(gid)).unwrap();
+    }
+    // The one that was built may lie where only root gets.
+    let own = bench.path("handoff");
+    fs::copy(env!("CARGO_BIN_EXE_handoff"), &own).unwrap();
+    bench.version_of(&own, "v1", "");
+    bench.configure("[daemon]", &format!("user = {USER:?}"));
+    bench.handoff(&["check"]).exits(0);
+    bench.start();
+    let whom = [vec![uid; 4], vec![gid; 4], ids("-G")];
+    assert_eq!(identity(bench.serving()), whom);
+    let load = Load::start(bench.address);
+    load.goes_on();
+    let second = bench.version_of(&own, "v2", "");
+    bench.handoff(&["swap", second.to_str().unwrap()]).exits(0);
+    assert_eq!(identity(bench.serving()), whom);
+    load.goes_on();
+    let unfit = bench.version_of(&own, "unfit", "export KV_UNHEALTHY=1");
+    bench.handoff(&["swap", unfit.to_str().unwrap()]).exits(75);
+    load.ends_clean();
+    for file in fs::read_dir(bench.path("data")).unwrap() {
+        let file = file.unwrap();
+        assert_eq!(file.metadata().unwrap().uid(), uid, "{file:?}");
+    }
+    bench.handoff(&["doctor"]).exits(0);
+    bench.handoff(&["stop"]).exits(0);
+    assert_eq!(bench.ends(), 0);
+}
