@@ -1,7 +1,7 @@
 //! `handoff check`: what is wrong with a configuration, and with what it names. Nothing is changed.
 
 use std::fs;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,12 @@ use crate::system::{self, Family, PASS, READ, WRITE};
 pub(crate) fn run(file: &Path, json: bool) -> ExitCode {
     let report = Report::of(file);
     // Nobody may read it any more.
-    let _ = if json { text::json(&report) } else { text::out(&report.text()) };
+    let _ = match json {
+        true => text::json(&report),
+        // Programs that read it have a mistake in a line.
+        false if io::stdout().is_terminal() => text::out(&paragraphs(&report.text())),
+        false => text::out(&report.text()),
+    };
     report.exit.into()
 }
 
@@ -75,8 +80,7 @@ impl Report {
             both.iter().flat_map(|(list, kind)| list.iter().map(move |m| (m, kind)))
         {
             let line = mistake.line.map(|line| format!("{line}:")).unwrap_or_default();
-            text += &paragraphs(&format!("{file}:{line} {kind}{}", mistake.what));
-            text += &paragraphs(&format!("    {}", mistake.remedy));
+            text += &format!("{file}:{line} {kind}{}\n    {}\n", mistake.what, mistake.remedy);
         }
         text += &match self.mistakes.len() {
             0 => format!("{file} is good\n"),

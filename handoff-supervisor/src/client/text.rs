@@ -239,7 +239,7 @@ pub(crate) fn json(value: &impl serde::Serialize) -> bool {
 }
 
 /// To standard error.
-pub(super) fn tell(text: &str) {
+pub(crate) fn tell(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 

@@ -243,3 +243,41 @@ fn strangers_on_the_socket_change_nothing() {
     bench.handoff(&["stop"]).exits(0);
     assert_eq!(bench.ends(), 0);
 }
+
+/// A binary that is gone or fails keeps the daemon down; a swap to one that works starts it, and says so.
+#[test]
+fn where_nobody_serves_a_swap_starts_what_works() {
+    let mut bench = Bench::new("");
+    bench.start();
+    let (first, aside) = (bench.path("v1"), bench.path("aside"));
+    let second = bench.version("v2", "");
+    fs::rename(&first, &aside).unwrap();
+    PidFd::open(bench.serving()).unwrap().signal(Signal::KILL).unwrap();
+    bench.until("it cannot be started", |status| {
+        status["activity"] == "backoff" && status["last"]["code"] == "successor_exec_failed"
+    });
+    let said = bench.handoff(&["status"]).exits(0);
+    assert!(said.out.contains("nobody is known to serve"), "{said:?}");
+    assert!(said.out.contains("check the path; started again in"), "{said:?}");
+    let doctor = bench.handoff(&["doctor"]);
+    assert!(doctor.code != 0 && doctor.out.contains("nobody serves"), "{doctor:?}");
+    bench.handoff(&["swap", "--dry-run", second.to_str().unwrap()]).exits(70);
+    let broken = bench.version("broken", "echo no such option >&2; exit 3");
+    let said = bench.handoff(&["swap", broken.to_str().unwrap()]).exits(70);
+    assert!(
+        said.err.contains("successor_exited") && said.err.contains("no such option"),
+        "{said:?}"
+    );
+
+    let said = bench.handoff(&["swap", second.to_str().unwrap()]).exits(0);
+    assert!(said.out.starts_with("Started: pid "), "{said:?}");
+    let status = bench.status();
+    assert_eq!(status["serving"]["binary"], second.to_str().unwrap());
+    assert_eq!(status["previous"], first.to_str().unwrap());
+    fs::rename(&aside, &first).unwrap();
+    bench.handoff(&["rollback"]).exits(0);
+    assert_eq!(bench.status()["serving"]["binary"], first.to_str().unwrap());
+    bench.handoff(&["stop"]).exits(0);
+    assert_eq!(bench.ends(), 0);
+    assert!(!bench.log().contains("ERROR the daemon has ended: it is gone"), "{}", bench.log());
+}
