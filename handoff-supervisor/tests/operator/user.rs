@@ -68,3 +68,41 @@ fn a_daemon_runs_as_the_user_it_is_given_and_is_swapped_as_that() {
     bench.handoff(&["stop"]).exits(0);
     assert_eq!(bench.ends(), 0);
 }
+
+#[test]
+fn only_root_the_supervisors_user_and_admins_get_an_answer() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: only root can be other users");
+    }
+    let Some(admin) = ids("-u").first().map(u32::to_string) else {
+        return eprintln!("skipped: this system has no user {USER}");
+    };
+    let mut bench = Bench::new("");
+    fs::set_permissions(bench.path(""), Permissions::from_mode(0o755)).unwrap();
+    let (own, socket) = (bench.path("handoff"), bench.path("run/handoff.sock"));
+    fs::copy(env!("CARGO_BIN_EXE_handoff"), &own).unwrap();
+    let status_as = |uid: &str| {
+        let mut command = Command::new(&own);
+        command.args(["run-as", uid, uid, ""]).arg(&own).arg("status").arg("--socket").arg(&socket);
+        let output = command.output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let mode = || fs::metadata(&socket).unwrap().permissions().mode() & 0o777;
+    bench.start();
+    assert_eq!(mode(), 0o600);
+    assert_eq!(status_as(&admin).0, 77);
+
+    // An admin is let in, and nobody else, from the next binary on.
+    bench.configure("[supervisor]", &format!("admins = [{USER:?}]"));
+    bench.handoff(&["reexec"]).exits(0);
+    bench.until("it is back", |status| status["activity"] == "serving");
+    assert_eq!(mode(), 0o666);
+    assert_eq!(status_as(&admin), (0, String::new()));
+    let (code, said) = status_as("4322");
+    assert_eq!(code, 77, "{said}");
+    assert!(said.contains("You are user 4322") && said.contains("`admins`"), "{said}");
+    assert!(bench.log().contains("this user may not use it uid=4322"), "{}", bench.log());
+    bench.handoff(&["doctor"]).exits(0);
+    bench.handoff(&["stop"]).exits(0);
+    assert_eq!(bench.ends(), 0);
+}
