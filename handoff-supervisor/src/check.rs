@@ -1,7 +1,7 @@
 //! `handoff check`: what is wrong with a configuration, and with what it names. Nothing is changed.
 
 use std::fs;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use serde::Serialize;
 
-use crate::client::text::{self, quoted};
+use crate::client::text::{self, paragraphs, quoted};
 use crate::config::{self, Address, Config, Mistake, Mistakes, User};
 use crate::exit;
 use crate::system::{self, Family, PASS, READ, WRITE};
@@ -23,7 +23,12 @@ use crate::system::{self, Family, PASS, READ, WRITE};
 pub(crate) fn run(file: &Path, json: bool) -> ExitCode {
     let report = Report::of(file);
     // Nobody may read it any more.
-    let _ = if json { text::json(&report) } else { text::out(&report.text()) };
+    let _ = match json {
+        true => text::json(&report),
+        // Programs that read it have a mistake in a line.
+        false if io::stdout().is_terminal() => text::out(&paragraphs(&report.text())),
+        false => text::out(&report.text()),
+    };
     report.exit.into()
 }
 

@@ -49,6 +49,11 @@ pub(crate) struct Asked {
     pub timeline: Option<PathBuf>,
 }
 
+fn time(text: &str) -> Result<Duration, &'static str> {
+    humantime::parse_duration(text)
+        .map_err(|_| "write a number and a unit (ms, s, m, h), such as 60s")
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Runs a daemon: starts it, watches it, swaps its binary on demand
@@ -86,10 +91,10 @@ pub(crate) enum Verb {
         #[arg(long)]
         dry_run: bool,
         /// How long until the new daemon must be ready, from when the old one is told (60s)
-        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        #[arg(long, value_name = "TIME", value_parser = time)]
         deadline: Option<Duration>,
         /// How long the old daemon may take to finish what is in flight (30s)
-        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        #[arg(long, value_name = "TIME", value_parser = time)]
         drain_grace: Option<Duration>,
     },
     /// Rolls back the swap that is under way

@@ -31,9 +31,15 @@ use cli::{Cli, Verb};
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() { exit::USAGE } else { exit::OK }.into();
+        Err(error) if error.use_stderr() => {
+            let (text, coloured) = (error.render(), console::colors_enabled_stderr());
+            let text = if coloured { text.ansi().to_string() } else { text.to_string() };
+            client::text::tell(&client::text::paragraphs(&text));
+            return exit::USAGE.into();
+        }
+        Err(help) => {
+            let _ = help.print();
+            return exit::OK.into();
         }
     };
     match cli.verb {

@@ -18,7 +18,7 @@ const CLIENTS: f64 = 72.0;
 const ROW: f64 = 16.0;
 /// How wide a character of the small font is, about.
 const CHAR: f64 = 6.1;
-/// How many characters of an event are shown, and how many rows of them.
+/// How many characters of an event are shown at the right, twice as many at the left; how many rows of them.
 const LABEL: usize = 27;
 const ROWS: usize = 8;
 /// How many characters there are in a line of the heading.
@@ -185,7 +185,11 @@ impl<'a> Picture<'a> {
         let shown =
             |at: &u64| seen(at) && !larger.is_some_and(|(from, to)| (from..=to).contains(at));
         let labelled = self.events.iter().filter(|(at, _)| shown(at));
-        let labels = labels(labelled.map(|(at, text)| (x(*at), shortened(text, LABEL))).collect());
+        let label = |(at, text): &(u64, String)| {
+            let room = ((RIGHT - x(*at)) / CHAR) as usize + LABEL;
+            (x(*at), shortened(text, room.min(2 * LABEL)))
+        };
+        let labels = labels(labelled.map(label).collect());
         let rows = labels.iter().filter_map(|label| label.row).max().map_or(0, |most| most + 1);
         let supervisor = (rows as f64 * ROW + 22.0).max(LANE);
 

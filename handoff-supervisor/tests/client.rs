@@ -480,10 +480,10 @@ fn reexec_waits_for_the_new_supervisor() {
 
 #[test]
 fn stop_waits_until_the_supervisor_is_gone() {
-    let done = json!({"reply": "done", "message": "stopping pid 4711"});
+    let done = json!({"reply": "done", "message": "all have ended"});
     let supervisor = Supervisor::says(done);
     let told = supervisor.run(&["stop"]).reads(0, &[]);
-    assert_eq!((told.out.as_str(), told.err.as_str()), ("Stopped.\n", "stopping pid 4711\n"));
+    assert_eq!((told.out.as_str(), told.err.as_str()), ("Stopped: all have ended.\n", ""));
     assert_eq!(supervisor.heard(), [json!({"verb": "stop"})]);
 }
 
@@ -582,7 +582,7 @@ fn r12_a_supervisor_of_a_stranger_is_not_spoken_to() {
     let done = thread::spawn(move || {
         on(&listener, vec![Says(json!({"reply": "done", "message": "stopping"}))])
     });
-    run().reads(0, &["Stopped."]);
+    run().reads(0, &["Stopped: stopping."]);
     assert_eq!(done.join().unwrap(), json!({"verb": "stop"}));
 }
 
@@ -666,4 +666,33 @@ fn the_man_page_and_the_completions_need_no_supervisor() {
         assert_eq!(script.exit, 0);
         assert!(script.out.contains("rollback") && !script.out.contains("run-as"), "{shell}");
     }
+}
+
+#[test]
+fn a_command_line_that_is_wrong_says_what_is_meant() {
+    let run = |args: &[&str]| told(handoff(args).output().unwrap());
+    run(&["sawp"]).reads(64, &["unrecognized subcommand 'sawp'", "a similar subcommand", "'swap'"]);
+    run(&["swap", "--deadline", "5x"]).reads(
+        64,
+        &["invalid value '5x' for '--deadline <TIME>'", "a unit (ms, s, m, h), such as 60s"],
+    );
+    run(&["status", "--lst"]).reads(64, &["unexpected argument '--lst'", "Usage: handoff status"]);
+    run(&["swap", "--no-wait", "--timeline", "x.svg"]).reads(64, &["cannot be used with"]);
+    run(&[]).reads(64, &["Usage: handoff <COMMAND>"]);
+}
+
+#[test]
+fn where_nobody_serves_a_swap_starts_a_daemon() {
+    let done = json!({"reply": "done", "message": "nobody served; it is being started"});
+    let supervisor = Supervisor::says(done.clone());
+    let phrase = "Begun: nobody served; it is being started.";
+    supervisor.run(&["swap", "--no-wait"]).reads(0, &[phrase]);
+    let told = Supervisor::says(done).run(&["swap", "--no-wait", "--json"]);
+    assert_eq!(told.json(0), json!({"message": "nobody served; it is being started"}));
+    let ended = json!({
+        "reply": "ended", "entry": {"kind": "start", "at": 1, "serving": 4711},
+        "exit": 0, "repeated": false, "stderr": [],
+        "timeline": {"phases": [], "events": [], "waiting": [], "end_us": 0},
+    });
+    Supervisor::says(ended).run(&["swap"]).reads(0, &["Started: pid 4711 serves."]);
 }

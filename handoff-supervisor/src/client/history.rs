@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::status::{result, trouble};
-use super::text::{self, Column, Paint, clean, paragraphs, span, table, time};
+use super::text::{self, Column, Paint, clean, paragraphs, path, span, table, time};
 use super::wire::{Link, Trouble, printed};
 use crate::admin::{Entry, Reply, Request};
 use crate::cli::Which;
@@ -41,6 +41,9 @@ fn list(entries: &[Entry], paint: Paint) -> String {
     let mut list = format!("{}\n", lines.next().unwrap_or_default());
     for (entry, line) in entries.iter().zip(lines) {
         list += &format!("{line}\n");
+        if let Some(binary) = &entry.binary {
+            list += &paragraphs(&format!("    {}", path(binary)));
+        }
         let reason = entry.reason.as_ref().map(|reason| format!("because: {}", clean(reason)));
         for said in trouble(entry).into_iter().chain(reason) {
             list += &paragraphs(&format!("    {said}"));
@@ -87,6 +90,7 @@ mod tests {
                 serving: Some(4_194_302),
                 took_ms: Some(812),
                 reason: Some("the fix for the cache".into()),
+                binary: Some("/opt/kv/1.5/kv".into()),
                 ..swap.clone()
             },
             Entry {
@@ -104,6 +108,7 @@ mod tests {
 TIME (UTC)            KIND   RESULT       WHO                   TOOK
 2023-11-14T22:13:20Z  start  -            - -> 7                   -
 2023-11-14T22:13:20Z  swap   committed    4194303 -> 4194302  812 ms
+    /opt/kv/1.5/kv
     because: the fix for the cache
 2023-11-14T22:13:20Z  swap   rolled back  4194303             10m 0s
     successor_exited: it ended with exit code 3 before it had said Hello to

@@ -19,7 +19,7 @@ mod swap;
 pub(crate) mod text;
 mod wire;
 
-use text::{Again, paragraphs, tell};
+use text::{Again, paragraphs};
 use wire::{Link, PATIENCE, Trouble, printed};
 
 /// Runs one.
@@ -120,14 +120,11 @@ fn stop(which: &Which) -> Result<ExitCode, Trouble> {
     let Reply::Done { message } = link.question(&Request::Stop)? else {
         return Err(link.beside());
     };
-    if !which.json {
-        tell(&paragraphs(&text::clean(&message)));
-    }
     link.be_patient()?;
     link.wait_for_end();
     if which.json {
         text::json(&serde_json::json!({ "message": message }));
         return Ok(exit::OK.into());
     }
-    printed("Stopped.\n")
+    printed(&paragraphs(&format!("Stopped: {}.", text::clean(&message))))
 }

@@ -57,6 +57,14 @@ fn sentence(entry: &Entry, paint: Paint) -> String {
     };
     let verdict = entry.verdict.as_deref().unwrap_or("unknown");
     match (verdict, entry.serving) {
+        // Nobody was there to hand off.
+        (_, Some(pid)) if entry.verdict.is_none() && entry.code.is_none() => format!(
+            "{}: pid {pid} serves. Nobody had served, so nothing was handed over.",
+            paint.good("Started")
+        ),
+        _ if entry.code.as_deref() == Some("operator_abort") && verdict == "refused" => {
+            format!("{}: {on}, which knows nothing of it, after {took}.", paint.warn("Aborted"))
+        }
         _ if entry.kind == "dry_run" || verdict == "dry_run" => match &entry.code {
             None => format!(
                 "{}: the new binary started, warmed up and said Hello in {took}; {on}, untouched.",
@@ -103,10 +111,11 @@ fn waits(sheet: &mut Sheet, entry: &Entry) {
 
 /// What to do next, where something went wrong.
 fn remedy(entry: &Entry, again: &Again) -> Option<String> {
-    let unknown = !matches!(
-        entry.verdict.as_deref(),
-        Some("committed" | "rolled_back" | "refused" | "dry_run")
-    );
+    let unknown = match entry.verdict.as_deref() {
+        Some("committed" | "rolled_back" | "refused" | "dry_run") => false,
+        Some(_) => true,
+        None => entry.serving.is_none() || entry.code.is_some(),
+    };
     if unknown {
         let (status, doctor) = (again.say("status"), again.say("doctor"));
         let text = format!(
@@ -267,6 +276,23 @@ waited       at most 12 connections at http
         entry.serving = None;
         let words = told(entry).split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(words.contains("after 812 ms, and nobody was seen to serve."), "{words}");
+    }
+
+    #[test]
+    fn where_nobody_served_a_daemon_is_started() {
+        let entry = Entry { kind: "start".into(), serving: Some(7), ..Entry::default() };
+        let ended = Ended { entry, ..Ended::default() };
+        let which =
+            crate::cli::Which { config: "/etc/handoff.toml".into(), socket: None, json: false };
+        let text = tell(&ended, &Again::to(&which), Paint(false));
+        let expected = "Started: pid 7 serves. Nobody had served, so nothing was handed over.\n";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn an_abort_before_the_old_daemon_was_told_is_no_refusal() {
+        let text = told(entry("refused", Some("operator_abort")));
+        assert!(text.starts_with("Aborted: the old daemon (pid 4194302) serves on"), "{text}");
     }
 
     #[test]

@@ -218,7 +218,7 @@ pub(super) fn what_it_means(phase: &str) -> &'static str {
         "seal" => "the old daemon closes its data",
         "open" => "the new daemon opens the data",
         "commit" => "the new daemon takes over for good",
-        "rollback" => "the old daemon takes its data back",
+        "rollback" => "the new daemon is ended, the old one goes on",
         "promote" => "the old daemon is gone, the new one goes on",
         _ => "",
     }

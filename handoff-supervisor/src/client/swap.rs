@@ -49,6 +49,13 @@ pub(super) fn run(
                 clean(&id)
             )));
         }
+        End::Done(message) => {
+            if which.json {
+                text::json(&serde_json::json!({ "message": message }));
+                return Ok(exit::OK.into());
+            }
+            return printed(&paragraphs(&format!("Begun: {}.", clean(&message))));
+        }
         End::Signal(signal) => return Ok(signalled(signal)),
     };
     if let Some(picture) = picture {
@@ -90,6 +97,8 @@ fn show(ended: &Ended, which: &Which) -> ExitCode {
 enum End {
     Ended(Box<Ended>),
     Begun(String),
+    /// There is no handoff to wait for: nobody served.
+    Done(String),
     Signal(i32),
 }
 
@@ -110,6 +119,9 @@ fn outcome_of(link: Link, which: &Which, wait: bool) -> Result<End, Trouble> {
                 return Ok(End::Ended(ended));
             }
             Heard::Reply(Ok(Some(Reply::Begun { id }))) if !wait => return Ok(End::Begun(id)),
+            Heard::Reply(Ok(Some(Reply::Done { message }))) if !wait => {
+                return Ok(End::Done(message));
+            }
             Heard::Reply(Ok(Some(Reply::Refused(refusal)))) => return Err(refusal.into()),
             Heard::Reply(Ok(Some(_))) => return Err(beside),
             Heard::Reply(Err(trouble)) => return Err(trouble),

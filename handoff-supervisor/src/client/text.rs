@@ -135,7 +135,7 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
 }
 
 /// Wraps each line of a text, which keeps the blanks it begins with.
-pub(super) fn paragraphs(text: &str) -> String {
+pub(crate) fn paragraphs(text: &str) -> String {
     let mut all = String::new();
     for line in text.lines() {
         let indent = (line.len() - line.trim_start_matches(' ').len()).min(WIDTH / 2);
@@ -239,7 +239,7 @@ pub(crate) fn json(value: &impl serde::Serialize) -> bool {
 }
 
 /// To standard error.
-pub(super) fn tell(text: &str) {
+pub(crate) fn tell(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 

@@ -1,10 +1,10 @@
 //! The beginning of a supervisor: what it finds, what it is given, what it makes.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -148,10 +148,17 @@ async fn run(config: Config, kept: Kept) -> Result<ExitCode, Refusal> {
     for complaint in complaints.iter().chain(&gathered.complaints) {
         tracing::warn!("{complaint}");
     }
+    let path = &config.supervisor.socket;
+    // Who else may ask is decided by who they are, for which they must get in.
+    let mode = if config.supervisor.admins.is_empty() { 0o600 } else { 0o666 };
     let socket = match socket {
-        Some(socket) => socket,
-        None => unix_sockets::bind_unix(&config.supervisor.socket, 0o600, None)
-            .map_err(failed("cannot listen at", &config.supervisor.socket))?,
+        Some(socket) => {
+            fs::set_permissions(path, Permissions::from_mode(mode))
+                .map_err(failed("cannot change the permissions of", path))?;
+            socket
+        }
+        None => unix_sockets::bind_unix(path, mode, None)
+            .map_err(failed("cannot listen at", path))?,
     };
     let socket = std::os::unix::net::UnixListener::from(socket);
     let for_reexec =
@@ -169,11 +176,12 @@ async fn run(config: Config, kept: Kept) -> Result<ExitCode, Refusal> {
         })
         .map_err(failed("cannot listen at", &config.supervisor.socket))
         .and_then(|(mail, inbox, news)| {
-            let supervisor = supervisor(&config)?;
+            // Before the supervisor, which says what it measures when it is made.
             if let Some(address) = config.supervisor.metrics {
                 metrics::serve(address)
                     .map_err(|error| refused(exit::UNAVAILABLE, "io_error", error))?;
             }
+            let supervisor = supervisor(&config)?;
             relay(signals, &mail);
             Ok(Parts {
                 supervisor: Arc::new(supervisor),

@@ -94,14 +94,29 @@ state_dir = {state:?}
         bench
     }
 
+    /// More of the configuration: lines after the one that is `table`, or new tables at its end.
+    pub(crate) fn configure(&self, table: &str, lines: &str) {
+        let file = self.path("handoff.toml");
+        let config = fs::read_to_string(&file).unwrap();
+        let config = match table {
+            "" => format!("{config}\n{lines}\n"),
+            table => config.replacen(&format!("\n{table}\n"), &format!("\n{table}\n{lines}\n"), 1),
+        };
+        fs::write(file, config).unwrap();
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// A version of the daemon: a script, so that it has a file of its own, that runs `first` before.
     pub(crate) fn version(&self, name: &str, first: &str) -> PathBuf {
-        let path = self.path(name);
-        let handoff = env!("CARGO_BIN_EXE_handoff");
+        self.version_of(Path::new(env!("CARGO_BIN_EXE_handoff")), name, first)
+    }
+
+    /// The same, of this binary.
+    pub(crate) fn version_of(&self, handoff: &Path, name: &str, first: &str) -> PathBuf {
+        let (path, handoff) = (self.path(name), handoff.display());
         let script = format!("#!/bin/sh\n{first}\nexec '{handoff}' demo-daemon tokio\n");
         fs::write(&path, script).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -110,11 +125,17 @@ state_dir = {state:?}
 
     /// Starts a supervisor, and waits until it says that a daemon serves.
     pub(crate) fn start(&mut self) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_handoff"));
+        command.stdin(Stdio::null());
+        self.start_as(command);
+    }
+
+    /// The same, by this command, which is given the verb and the configuration.
+    pub(crate) fn start_as(&mut self, mut command: Command) {
         let log = fs::OpenOptions::new().append(true).create(true).open(self.path("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_handoff"))
+        let child = command
             .args(["supervise", "--config"])
             .arg(self.path("handoff.toml"))
-            .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()

@@ -3,6 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod bench;
+mod health;
+mod metrics;
+mod notify;
+mod sockets;
+mod user;
 
 use std::fs;
 use std::io::Write;
@@ -52,7 +57,7 @@ fn a_session_with_a_person_on_call() {
     // Somebody watches a swap.
     let (mut watcher, mut seen) = bench.begin(&["status", "--watch", "--json"]);
     seen.next().unwrap();
-    let slow = bench.version("slow", "sleep 1");
+    let slow = bench.version("slow <&> \"v3\"", "sleep 1");
     let picture = bench.path("swap.svg");
     bench
         .handoff(&["swap", slow.to_str().unwrap(), "--timeline", picture.to_str().unwrap()])
@@ -63,7 +68,11 @@ fn a_session_with_a_person_on_call() {
     assert!(watched.any(|status| status["activity"] == "serving"));
     watcher.kill().unwrap();
     watcher.wait().unwrap();
-    assert!(fs::read_to_string(&picture).unwrap().starts_with("<svg"));
+    let picture = fs::read_to_string(&picture).unwrap();
+    let picture = roxmltree::Document::parse(&picture).unwrap();
+    let said: Vec<&str> = picture.descendants().filter_map(|node| node.text()).collect();
+    assert!(said.iter().any(|text| text.contains(slow.to_str().unwrap())), "{said:?}");
+    assert!(said.iter().any(|text| text.starts_with("nobody accept")), "{said:?}");
 
     // Swaps that fail leave it as it was, and say why.
     let third = bench.serving();
@@ -233,4 +242,42 @@ fn strangers_on_the_socket_change_nothing() {
     assert_eq!(request(bench.address, "GET", "healthz", "").unwrap().0, 200);
     bench.handoff(&["stop"]).exits(0);
     assert_eq!(bench.ends(), 0);
+}
+
+/// A binary that is gone or fails keeps the daemon down; a swap to one that works starts it, and says so.
+#[test]
+fn where_nobody_serves_a_swap_starts_what_works() {
+    let mut bench = Bench::new("");
+    bench.start();
+    let (first, aside) = (bench.path("v1"), bench.path("aside"));
+    let second = bench.version("v2", "");
+    fs::rename(&first, &aside).unwrap();
+    PidFd::open(bench.serving()).unwrap().signal(Signal::KILL).unwrap();
+    bench.until("it cannot be started", |status| {
+        status["activity"] == "backoff" && status["last"]["code"] == "successor_exec_failed"
+    });
+    let said = bench.handoff(&["status"]).exits(0);
+    assert!(said.out.contains("nobody is known to serve"), "{said:?}");
+    assert!(said.out.contains("check the path; started again in"), "{said:?}");
+    let doctor = bench.handoff(&["doctor"]);
+    assert!(doctor.code != 0 && doctor.out.contains("nobody serves"), "{doctor:?}");
+    bench.handoff(&["swap", "--dry-run", second.to_str().unwrap()]).exits(70);
+    let broken = bench.version("broken", "echo no such option >&2; exit 3");
+    let said = bench.handoff(&["swap", broken.to_str().unwrap()]).exits(70);
+    assert!(
+        said.err.contains("successor_exited") && said.err.contains("no such option"),
+        "{said:?}"
+    );
+
+    let said = bench.handoff(&["swap", second.to_str().unwrap()]).exits(0);
+    assert!(said.out.starts_with("Started: pid "), "{said:?}");
+    let status = bench.status();
+    assert_eq!(status["serving"]["binary"], second.to_str().unwrap());
+    assert_eq!(status["previous"], first.to_str().unwrap());
+    fs::rename(&aside, &first).unwrap();
+    bench.handoff(&["rollback"]).exits(0);
+    assert_eq!(bench.status()["serving"]["binary"], first.to_str().unwrap());
+    bench.handoff(&["stop"]).exits(0);
+    assert_eq!(bench.ends(), 0);
+    assert!(!bench.log().contains("ERROR the daemon has ended: it is gone"), "{}", bench.log());
 }

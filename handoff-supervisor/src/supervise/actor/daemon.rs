@@ -110,7 +110,10 @@ impl Actor {
                 if started {
                     self.files.insert(pid, files);
                     self.serves(pid, Some(binary.path.clone()), None);
-                    self.state.current = Some(binary);
+                    let former = self.state.current.replace(binary.clone());
+                    if let Some(former) = former.filter(|former| former.path != binary.path) {
+                        self.state.previous = Some(former);
+                    }
                 } else {
                     self.output.over(&files);
                     if !self.files.contains_key(&pid)
@@ -151,12 +154,13 @@ impl Actor {
                     StartError::NobodyServes(_) => "successor_exited",
                     _ => "io_error",
                 };
+                let last = lines.last().map(|line| format!("; it said: {line}"));
+                let text = text + &last.unwrap_or_default();
                 for waiter in waiters {
                     let refusal = refused(exit::SOFTWARE, code, text.clone());
                     let _ = waiter.try_send(Reply::Refused(refusal));
                 }
-                let last = lines.last().map(|line| format!("; it said: {line}"));
-                self.not_started(code.to_string(), text + &last.unwrap_or_default(), Some(binary));
+                self.not_started(code.to_string(), text, Some(binary));
             }
         }
     }
@@ -219,13 +223,16 @@ impl Actor {
             self.output.over(&files);
         }
         let Some(serving) = self.serving.take_if(|serving| serving.pid == pid) else { return };
+        if self.stopping.is_some() {
+            return tracing::info!(pid, "the daemon has ended: {status}");
+        }
         tracing::error!(pid, "the daemon has ended: {status}");
         self.record(Entry {
             detail: Some(status.to_string()),
             from: Some(serving),
             ..Self::note("exit")
         });
-        if !matches!(self.doing, Doing::Idle) || self.stopping.is_some() {
+        if !matches!(self.doing, Doing::Idle) {
             return;
         }
         let well =

@@ -47,6 +47,10 @@ impl Actor {
         let (launch, files) = self.launch(&asked.binary)?;
         let mut flight = Flight::new(asked, files, self.serving.clone(), Instant::now());
         let asked = &flight.asked;
+        let by = asked.uid.map_or(String::new(), |uid| format!(", asked for by user {uid}"));
+        let why = asked.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+        let what = if asked.dry_run { "dry run" } else { asked.kind };
+        tracing::info!("{what} {} of {}{by}{why}", flight.id, asked.binary.path.display());
         let mut handoff = Handoff::new(launch)
             .id(flight.id)
             .warm_up(asked.warm_up)
