@@ -10,6 +10,7 @@
     reason = "a measurement that lacks what it needs is none"
 )]
 
+mod clients;
 mod codec;
 mod conversation;
 mod floor;
@@ -62,7 +63,7 @@ struct Options {
     times: u32,
 }
 
-const SECTIONS: [(&str, fn(&mut Table)); 9] = [
+const SECTIONS: [(&str, fn(&mut Table)); 10] = [
     ("codec", codec::codec),
     ("decoder", codec::pieces),
     ("conversation", conversation::conversation),
@@ -72,6 +73,7 @@ const SECTIONS: [(&str, fn(&mut Table)); 9] = [
     ("failures", handoffs::failures),
     ("simulated", simulated::simulated),
     ("costs", handoffs::costs),
+    ("clients", clients::clients),
 ];
 
 fn main() -> ExitCode {
@@ -95,6 +97,10 @@ fn main() -> ExitCode {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit);
+    if let Ok(load) = std::fs::read_to_string("/proc/loadavg") {
+        let cores = std::thread::available_parallelism().map_or(0, Into::into);
+        eprintln!("({cores} cores; load before: {})", load.trim());
+    }
     let mut table = Table::new(options.json);
     for (name, measure) in SECTIONS {
         let wanted = |word: &String| name.contains(word.as_str());
