@@ -1575,9 +1575,9 @@ fn a_late_write_of_an_earlier_handoff_is_not_this_ones() {
     s.asks(Command::Handoff { id: ID, spec: SPEC });
     // Warm of the first handoff is being written when the operator gives it up.
     s.asks(Command::Abort);
+    s.done(answered(O_PID));
     assert_eq!(s.verdict().0, Verdict::Refused);
     s.asks(Command::Handoff { id: OTHER, spec: SPEC });
-    s.done(answered(O_PID));
     s.done(answered(O_PID));
     let _ = s.take();
     // Now that write completes; the one that this handoff waits for begins only then.
@@ -2235,9 +2235,17 @@ fn a_daemon_that_is_being_started_is_awaited() {
 /// The operator's abort: before Prepare it is refused, later rolled back, and after Commit too late.
 #[test]
 fn an_operator_may_abort_until_commit() {
+    // The answer to the probe is awaited: the outcome says who serves.
     let mut s = setup().probing();
     s.asks(Command::Abort);
-    assert_eq!(s.verdict().1, Some(Reason::OperatorAbort));
+    s.quiet();
+    s.done(answered(O_PID));
+    let expected = (Verdict::Refused, Some(Reason::OperatorAbort), Some(O_PID));
+    assert_eq!(s.verdict(), expected);
+    let mut s = setup().probing();
+    s.asks(Command::Abort);
+    s.done(nobody());
+    assert_eq!(s.verdict(), (Verdict::Refused, Some(Reason::OperatorAbort), None));
     let mut s = setup().spawning();
     s.asks(Command::Abort);
     s.quiet();

@@ -8,12 +8,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// The longest request.
-pub const LONGEST_REQUEST: usize = 64 << 10;
+pub(crate) const LONGEST_REQUEST: usize = 64 << 10;
 
 /// What a verb asks for.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Request {
+pub(crate) enum Request {
     /// Who serves, and what is going on; with `watch` again at each change, until the client goes.
     Status {
         /// Whether to go on.
@@ -42,7 +42,7 @@ pub enum Request {
 /// What a swap is to do. What is left out is as the configuration says.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Swap {
+pub(crate) struct Swap {
     /// The new binary.
     pub binary: Option<PathBuf>,
     /// Whether to answer when it has ended, with progress until then; else when it has begun.
@@ -62,7 +62,7 @@ pub struct Swap {
 /// A swap back.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Rollback {
+pub(crate) struct Rollback {
     /// As in [`Swap`].
     pub wait: bool,
     /// Why, for the history.
@@ -74,7 +74,7 @@ pub struct Rollback {
 /// What a supervisor replies.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
-pub enum Reply {
+pub(crate) enum Reply {
     /// To [`Request::Status`].
     Status(Box<Status>),
     /// How a handoff gets on. The end of it follows.
@@ -103,7 +103,7 @@ pub enum Reply {
 
 /// Why something was not done.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     /// The stable code.
     pub code: String,
     /// What the verb exits with, as in sysexits.
@@ -115,7 +115,7 @@ pub struct Refusal {
 /// What is going on. Times are milliseconds since 1970 where they end in `_at`, durations where they end
 /// in `_ms`.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// The supervisor.
     pub supervisor: Boss,
     /// Who serves, if anybody is known to.
@@ -138,7 +138,7 @@ pub struct Status {
 
 /// A supervisor.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct Boss {
+pub(crate) struct Boss {
     /// Its pid.
     pub pid: u32,
     /// The version of the command.
@@ -151,7 +151,7 @@ pub struct Boss {
 
 /// A daemon that serves.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct Serving {
+pub(crate) struct Serving {
     /// Its pid.
     pub pid: u32,
     /// What it calls its build.
@@ -168,7 +168,7 @@ pub struct Serving {
 
 /// A handoff under way.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct Flight {
+pub(crate) struct Flight {
     /// Its id.
     pub id: String,
     /// What is started.
@@ -193,7 +193,7 @@ pub struct Flight {
 
 /// A listener that the supervisor holds.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Listener {
+pub(crate) struct Listener {
     /// Its name.
     pub name: String,
     /// `tcp`, `unix` or `udp`.
@@ -210,7 +210,7 @@ pub struct Listener {
 
 /// A new daemon that is watched.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Probation {
+pub(crate) struct Probation {
     /// For how much longer.
     pub left_ms: u64,
     /// What takes its place if it fails.
@@ -219,7 +219,7 @@ pub struct Probation {
 
 /// Something that happened, as the history keeps it.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// `start`, `adopt`, `exit`, `swap`, `rollback`, `probation`, `dry_run`, `reexec`, `stop`.
     pub kind: String,
     /// When it ended.
@@ -273,7 +273,7 @@ pub struct Entry {
 
 /// The end of a handoff, for who waits for it.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct Ended {
+pub(crate) struct Ended {
     /// What the history keeps.
     pub entry: Entry,
     /// What the verb exits with: 0, 70 or 75.
@@ -288,7 +288,7 @@ pub struct Ended {
 
 /// Who did what when, in microseconds since a handoff began.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct Timeline {
+pub(crate) struct Timeline {
     /// The phases and when each began, the last with its end.
     pub phases: Vec<Span>,
     /// What was told meanwhile, as `drained, 3 connections still open`.
@@ -301,7 +301,7 @@ pub struct Timeline {
 
 /// A phase.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Span {
+pub(crate) struct Span {
     /// Its name.
     pub phase: String,
     /// When it began.

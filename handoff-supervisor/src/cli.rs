@@ -10,14 +10,14 @@ use crate::{config, demo};
 /// Replaces the binary of a running daemon: no refused connection, no lost acknowledged write.
 #[derive(Debug, Parser)]
 #[command(name = "handoff", version)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
     pub verb: Verb,
 }
 
 /// Which supervisor.
 #[derive(Clone, Debug, Args)]
-pub struct Which {
+pub(crate) struct Which {
     /// The supervisor's configuration, which names its socket
     #[arg(long, value_name = "FILE", env = "HANDOFF_CONFIG", default_value = config::DEFAULT)]
     pub config: PathBuf,
@@ -31,7 +31,7 @@ pub struct Which {
 
 /// What is said of any handoff.
 #[derive(Clone, Debug, Args)]
-pub struct Asked {
+pub(crate) struct Asked {
     /// Wait for the outcome, with progress (the default)
     #[arg(long, overrides_with = "no_wait")]
     pub wait: bool,
@@ -50,7 +50,7 @@ pub struct Asked {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+pub(crate) enum Verb {
     /// Runs a daemon: starts it, watches it, swaps its binary on demand
     Supervise {
         /// Its configuration
@@ -159,4 +159,4 @@ pub enum Verb {
 }
 
 /// The verb of [`Verb::RunAs`].
-pub const RUN_AS: &str = "run-as";
+pub(crate) const RUN_AS: &str = "run-as";

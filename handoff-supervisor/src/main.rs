@@ -11,6 +11,7 @@ mod exit;
 mod run_as;
 mod sockets;
 mod supervise;
+mod system;
 mod systemd;
 mod timeline;
 

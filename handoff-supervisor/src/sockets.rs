@@ -16,7 +16,7 @@ use crate::{admin, exit};
 
 /// Where a listener came from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Origin {
+pub(crate) enum Origin {
     /// It was bound here.
     Bound,
     /// A socket unit of systemd.
@@ -31,7 +31,7 @@ pub enum Origin {
 
 impl Origin {
     /// The word of [`admin::Listener::origin`].
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Bound => "bound",
             Self::Systemd => "systemd",
@@ -57,7 +57,7 @@ impl fmt::Display for Origin {
 
 /// A listener that this supervisor holds.
 #[derive(Debug)]
-pub struct Held {
+pub(crate) struct Held {
     /// Its name.
     pub name: String,
     /// As it is configured.
@@ -70,7 +70,7 @@ pub struct Held {
 
 impl Held {
     /// What `status` shows of it. What the system does not tell is left out.
-    pub fn status(&self) -> admin::Listener {
+    pub(crate) fn status(&self) -> admin::Listener {
         let queue = sockets::queue(&self.fd).ok().flatten();
         let address = sockets::describe(&self.fd).map(|is| is.address);
         admin::Listener {
@@ -84,7 +84,7 @@ impl Held {
     }
 
     /// How many connections wait to be accepted.
-    pub fn waiting(&self) -> Option<u32> {
+    pub(crate) fn waiting(&self) -> Option<u32> {
         sockets::queue(&self.fd).ok().flatten().map(|queue| queue.waiting)
     }
 
@@ -93,14 +93,14 @@ impl Held {
     /// # Errors
     ///
     /// What the system said.
-    pub fn kept(&self) -> io::Result<Kept> {
+    pub(crate) fn kept(&self) -> io::Result<Kept> {
         Ok(Kept { name: self.name.clone(), inode: sockets::inode(&self.fd)? })
     }
 }
 
 /// By what a supervisor that comes later finds a listener at the daemon.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Kept {
+pub(crate) struct Kept {
     /// Its name.
     pub name: String,
     /// The inode of its socket.
@@ -109,7 +109,7 @@ pub struct Kept {
 
 /// What became of the configured listeners.
 #[derive(Debug, Default)]
-pub struct Gathered {
+pub(crate) struct Gathered {
     /// Those that were found or bound, in the configuration's order.
     pub held: Vec<Held>,
     /// The names of those that a daemon serves and nobody gave: no handoff without them (R10).
@@ -123,7 +123,7 @@ pub struct Gathered {
 
 /// Why a supervisor cannot have its listeners.
 #[derive(Debug, thiserror::Error)]
-pub enum Trouble {
+pub(crate) enum Trouble {
     /// One cannot be bound.
     #[error("listener {name:?}: cannot bind {address}: {why}")]
     Bind {
@@ -168,7 +168,7 @@ pub enum Trouble {
 
 impl Trouble {
     /// What the supervisor exits with.
-    pub fn exit(&self) -> u8 {
+    pub(crate) fn exit(&self) -> u8 {
         match self {
             Self::Bind { exit, .. } => *exit,
             Self::Given { .. } | Self::Misnamed { .. } => exit::CONFIG,
@@ -186,7 +186,7 @@ impl Trouble {
 ///
 /// Only where no daemon serves: one cannot be bound, or a socket unit passes another one. Beside a daemon
 /// that serves it is missing instead, and the daemon goes on.
-pub fn gather(
+pub(crate) fn gather(
     listeners: &[Listener],
     given: Vec<(String, OwnedFd, Origin)>,
     daemon: Option<u32>,
@@ -467,7 +467,7 @@ fn explain(address: &Address, error: &io::Error) -> (String, u8) {
             let why = format!("this user may not write to {dir}; change its owner or permissions");
             (why, exit::PERMISSION)
         }
-        (Address::Unix { path, .. }, E::NotFound) => {
+        (Address::Unix { path, .. }, E::NotFound) if path.parent().is_some_and(|p| !p.exists()) => {
             let dir = path.parent().unwrap_or(path).display();
             let why = format!(
                 "there is no directory {dir}; create it, or have systemd do so (RuntimeDirectory=)"
@@ -522,6 +522,7 @@ fn holder(kind: Kind, address: SocketAddr) -> Option<String> {
 mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::path::PathBuf;
 
@@ -863,7 +864,10 @@ mod tests {
                 &["ports below"],
                 exit::PERMISSION,
             );
-            says(unix("admin", "/proc/sock".into()), &["may not write to /proc"], exit::PERMISSION);
+            let closed = dir.path().join("closed");
+            fs::create_dir(&closed).unwrap();
+            fs::set_permissions(&closed, fs::Permissions::from_mode(0o500)).unwrap();
+            says(at("closed/sock"), &["may not write to", "closed; change"], exit::PERMISSION);
         }
     }
 }

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_millis(250);
 /// What cannot be said is logged, once, and stops nothing. The main process is always this one, so systemd is
 /// never told of another.
 #[derive(Debug, Default)]
-pub struct Systemd {
+pub(crate) struct Systemd {
     line: Option<Line>,
     watchdog: Option<Duration>,
     complained: AtomicBool,
@@ -43,7 +43,7 @@ struct Line {
 impl Systemd {
     /// From `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`. They stay in the environment:
     /// [`spawn`](handoff_unix::spawn::spawn) clears them for the daemon.
-    pub fn from_env() -> Self {
+    pub(crate) fn from_env() -> Self {
         let socket = env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty());
         Self::new(socket, sd_notify::watchdog_enabled())
     }
@@ -60,40 +60,40 @@ impl Systemd {
     }
 
     /// A daemon serves, after a start, a reload or a handoff that failed.
-    pub fn ready(&self, status: &str) {
+    pub(crate) fn ready(&self, status: &str) {
         self.say(&[NotifyState::Ready, NotifyState::Status(&one_line(status))], None);
     }
 
     /// What goes on, for `systemctl status`.
-    pub fn status(&self, status: &str) {
+    pub(crate) fn status(&self, status: &str) {
         self.say(&[NotifyState::Status(&one_line(status))], None);
     }
 
     /// A handoff begins. [`ready`](Self::ready) must follow, however it ends.
-    pub fn reloading(&self) {
+    pub(crate) fn reloading(&self) {
         let mut states = vec![NotifyState::Reloading];
         states.extend(NotifyState::monotonic_usec_now());
         self.say(&states, None);
     }
 
     /// The supervisor stops.
-    pub fn stopping(&self) {
+    pub(crate) fn stopping(&self) {
         self.say(&[NotifyState::Stopping], None);
     }
 
     /// How often to [`beat`](Self::beat), if at all: twice in the time after which systemd ends this process.
-    pub fn watchdog(&self) -> Option<Duration> {
+    pub(crate) fn watchdog(&self) -> Option<Duration> {
         self.watchdog.map(|time| time / 2)
     }
 
     /// This process is well.
-    pub fn beat(&self) {
+    pub(crate) fn beat(&self) {
         self.say(&[NotifyState::Watchdog], None);
     }
 
     /// Has systemd keep a listener, for the supervisor that comes after this one (R10). It keeps as many as
     /// `FileDescriptorStoreMax=` says; the same one twice is one.
-    pub fn store(&self, name: &str, fd: impl AsFd) {
+    pub(crate) fn store(&self, name: &str, fd: impl AsFd) {
         let name = format!("FDNAME={KEPT}{name}");
         // A listener is not watched for hanging up, which would remove it from the store.
         let states = ["FDSTORE=1", &name, "FDPOLL=0"].map(NotifyState::Custom);
@@ -101,7 +101,7 @@ impl Systemd {
     }
 
     /// Has systemd forget what it keeps under a name.
-    pub fn unstore(&self, name: &str) {
+    pub(crate) fn unstore(&self, name: &str) {
         let name = format!("FDNAME={KEPT}{name}");
         self.say(&["FDSTOREREMOVE=1", &name].map(NotifyState::Custom), None);
     }
@@ -155,7 +155,7 @@ fn one_line(text: &str) -> String {
 /// # Errors
 ///
 /// As [`Inherited::from_env`].
-pub fn given() -> Result<Vec<(String, OwnedFd, Origin)>, InheritError> {
+pub(crate) fn given() -> Result<Vec<(String, OwnedFd, Origin)>, InheritError> {
     let mut inherited = Inherited::from_env()?;
     let names: Vec<String> = inherited.names().map(str::to_owned).collect();
     let take = |name: String| {

@@ -124,7 +124,7 @@ fn options_that_make_no_sense_are_refused() {
     for args in ["--clients 0", "--clients 129", "--seconds 0", "--swaps 0", "--swaps many"] {
         let folder = tempfile::tempdir().unwrap();
         let output = demo(folder.path(), args).wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(2), "{args}");
+        assert_eq!(output.status.code(), Some(64), "{args}");
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(stderr.contains(args.split(' ').next().unwrap()), "{stderr}");
         assert_nothing_is_left(folder.path());

@@ -77,8 +77,17 @@ impl JournalFile {
     /// The file has mode 0600. Errors leave the old content; a payload longer than
     /// [`MAX_PAYLOAD`] is one (`InvalidInput`).
     pub fn write(&self, payload: &[u8]) -> io::Result<()> {
-        let bytes = encode(payload, &boot_id().unwrap_or([b'0'; BOOT_ID_LEN]))?;
+        self.write_with(|| Ok(payload.to_vec()))
+    }
+
+    /// The same, with a payload that is made when no other write is under way: of two that are made of
+    /// what grows, the one with more comes last.
+    pub(crate) fn write_with(
+        &self,
+        payload: impl FnOnce() -> io::Result<Vec<u8>>,
+    ) -> io::Result<()> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = encode(&payload()?, &boot_id().unwrap_or([b'0'; BOOT_ID_LEN]))?;
         let written =
             self.write_temporary(&bytes).and_then(|()| fs::rename(&self.temporary, &self.path));
         if written.is_err() {

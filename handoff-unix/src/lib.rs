@@ -13,6 +13,8 @@
 //! | [`stream`], [`probe`] | control connections, and asking who serves | C1, C6, R12 |
 //! | [`effects`] | the machines' effects, carried out with all of these | R8 |
 //! | [`host`] | the machines with their sockets and clock: what adapters drive | T5 |
+//! | [`sockets`] | listeners: bound, described, brought out of another process | R10 |
+//! | [`replace`] | another program in this process, with its descriptors | |
 //! | [`accept`] | accepting until told to stop, on a listener in either mode | R13, C2 |
 //!
 //! Nothing here waits on or signals a process it was not given by the caller, and nothing

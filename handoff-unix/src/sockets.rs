@@ -128,6 +128,7 @@ fn expect_free(path: &Path) -> io::Result<()> {
         },
         Err(Errno::AGAIN) => "somebody listens, and does not accept connections,".to_owned(),
         Err(Errno::PROTOTYPE) => "somebody has a socket of another type".to_owned(),
+        Err(Errno::ACCESS) => "another user has a socket, perhaps a stale one,".to_owned(),
         Err(e) => return Err(e.into()),
     };
     Err(io::Error::new(io::ErrorKind::AddrInUse, format!("{who} at {}", path.display())))

@@ -424,8 +424,13 @@ fn environment(
     Ok(env)
 }
 
-/// The file to execute: found here, and not by the system, so that an error can name it.
-fn resolve(program: &Path, path: Option<&OsString>) -> Result<PathBuf, SpawnProblem> {
+/// The file that [`spawn`] executes for `program`, where the child's `PATH` is `path`. Nothing is executed.
+///
+/// # Errors
+///
+/// There is no such file, or it is none that this user may execute. It is found here, and not by the
+/// system, so that the error can name it.
+pub fn resolve(program: &Path, path: Option<&OsString>) -> Result<PathBuf, SpawnProblem> {
     if program.as_os_str().is_empty() || program.as_os_str().as_bytes().contains(&b'/') {
         let program =
             std::path::absolute(program).map_err(|_| SpawnProblem::NotFound(program.to_owned()))?;

@@ -9,13 +9,14 @@
     reason = "a test, which ignores a signal"
 )]
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt::Debug;
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -74,6 +75,7 @@ struct Bench {
 impl Bench {
     /// With a daemon that serves.
     fn start() -> Self {
+        Transcript::install();
         let dir = tempfile::Builder::new().prefix("handoffs of unix ").tempdir().unwrap();
         fs::create_dir(dir.path().join("data")).unwrap();
         let config = SupervisorConfig::new(dir.path().join("control"))
@@ -152,22 +154,32 @@ fn x1_a_daemon_knows_when_it_is_the_incumbent_for_good() {
     assert_eq!(bench.written("second"), "true");
 }
 
-/// Spans and what is logged in them, a line each, as they come.
-#[derive(Clone, Default)]
-struct Transcript(Arc<Mutex<Vec<String>>>);
+thread_local! {
+    /// Spans and what is logged in them, a line each, as they come on a thread that wants to know.
+    static LINES: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+}
+
+/// Everybody's subscriber: whether anybody listens at a place in the code is decided once for all threads.
+struct Transcript;
 
 impl Transcript {
+    fn install() {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            let subscriber = tracing_subscriber::registry().with(Self);
+            tracing::subscriber::set_global_default(subscriber).unwrap();
+        });
+    }
+
     /// What `run` does, without the steps, which are for the crash matrix.
     fn of<T>(run: impl FnOnce() -> T) -> (T, Vec<String>) {
-        let transcript = Self::default();
-        let subscriber = tracing_subscriber::registry().with(transcript.clone());
-        let result = tracing::subscriber::with_default(subscriber, run);
-        let lines = transcript.0.lock().unwrap().clone();
-        (result, lines)
+        LINES.set(Some(Vec::new()));
+        let result = run();
+        (result, LINES.take().unwrap())
     }
 
     fn line(&self, line: String) {
-        self.0.lock().unwrap().push(line);
+        LINES.with_borrow_mut(|lines| lines.iter_mut().for_each(|lines| lines.push(line.clone())));
     }
 }
 
@@ -319,6 +331,8 @@ fn in_a_trace_of_the_supervisors_own() {
 #[cfg(feature = "metrics")]
 mod measured {
     use super::*;
+    use std::sync::Mutex;
+
     use metrics::{
         Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata,
         Recorder, SharedString, Unit,

@@ -127,9 +127,18 @@ impl Known {
     }
 }
 
-/// Why what is wrong in a run is theirs, if all of it is. I1 and I3 never are.
+/// What they are known to break, row by row.
+pub(super) fn rows() -> impl ExactSizeIterator<Item = String> {
+    KNOWN.iter().map(|Known { theirs, on, blows, why, .. }| {
+        let theirs: Vec<_> = theirs.iter().map(ToString::to_string).collect();
+        let blows: Vec<_> = blows.iter().map(|blow| blow.name()).collect();
+        format!("their {}, {on} {}: {why}", theirs.join(" and "), blows.join(" or "))
+    })
+}
+
+/// The row of [`rows`] by which what is wrong in a run is theirs, if all of it is. I1 and I3 never are.
 #[must_use]
-pub fn known(case: &Case, ran: &Ran) -> Option<&'static str> {
+pub fn known(case: &Case, ran: &Ran) -> Option<usize> {
     let whose = theirs(case);
     let [strike] = &case.strikes[..] else { return None };
     let all = |known: &&Known| {
@@ -139,7 +148,7 @@ pub fn known(case: &Case, ran: &Ran) -> Option<&'static str> {
         };
         known.is(&whose, strike) && ran.problems.iter().all(is_known)
     };
-    KNOWN.iter().find(all).map(|known| known.why)
+    KNOWN.iter().position(|known| all(&known))
 }
 
 /// A handoff in which some roles are theirs and the others are on this adapter: each pairing in which
@@ -165,7 +174,7 @@ pub fn mixed(adapter: &str) -> Vec<Case> {
 }
 
 /// Which roles are theirs.
-fn theirs(case: &Case) -> Vec<Role> {
+pub(super) fn theirs(case: &Case) -> Vec<Role> {
     let is = |actor: &Actor| matches!(actor, Actor::Suite { adapter, .. } if adapter == THEIRS);
     let whose = [
         (Role::S, case.supervisor == THEIRS),

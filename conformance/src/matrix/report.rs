@@ -109,8 +109,9 @@ pub struct Table {
     cells: BTreeMap<Step, [Cell; COLUMNS.len()]>,
     /// All runs together.
     pub totals: Totals,
-    /// What the other implementation breaks, and in how many runs it did.
-    pub theirs: BTreeMap<&'static str, u64>,
+    /// In how many runs the other implementation broke what each of its rows says. Empty where it
+    /// has no part in any.
+    theirs: Vec<u64>,
     /// Those in which something else was wrong.
     pub failed: Vec<(Case, Result<Ran, String>)>,
 }
@@ -184,9 +185,12 @@ impl Table {
             bad = !ran.problems.is_empty();
             idle = !bad && ran.struck == 0 && !case.strikes.is_empty();
         }
+        if !mixed::theirs(&case).is_empty() {
+            self.theirs.resize(mixed::rows().len(), 0);
+        }
         let theirs = ran.as_ref().ok().filter(|_| bad).and_then(|ran| mixed::known(&case, ran));
-        if let Some(why) = theirs {
-            *self.theirs.entry(why).or_default() += 1;
+        if let Some(row) = theirs {
+            self.theirs[row] += 1;
             totals.theirs += 1;
             bad = false;
         }
@@ -246,8 +250,9 @@ impl Table {
             "  How many runs were good; - the step was not taken in any; !n n were not;\n  \
              ?n n were not, and that is the other implementation's."
         );
-        for (why, runs) in &self.theirs {
-            let _ = write!(text, "\n  {runs:>4}  runs are theirs: {why}");
+        for (row, runs) in mixed::rows().zip(&self.theirs) {
+            // One without a run is not needed any more, unless only some runs are played.
+            let _ = write!(text, "\n  {runs:>4}  runs are theirs: {row}");
         }
         text
     }

@@ -461,7 +461,7 @@ impl<'a> Run<'a> {
             failed: failed.len() as u64,
             longest_wait: waits.last().copied().map_or(0.0, millis),
             median_wait: waits.get(waits.len() / 2).copied().map_or(0.0, millis),
-            gap: millis(gap(&record, first, &[])),
+            gap: millis(gap(&record, first, &[], &[])),
             flat,
             looks: self.looks,
             problems: self.problems,

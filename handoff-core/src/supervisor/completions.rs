@@ -123,7 +123,7 @@ impl Supervisor {
             Ok(pid) => {
                 swap.successor.leader = Some(pid);
                 swap.at = At::Warming;
-                let limit = now + swap.spec.hello_budget;
+                let limit = now + swap.hello_budget;
                 let failed = swap.trouble.is_some();
                 self.timers.set(Timer::Hello(Peer::Successor), limit);
                 self.journal(Step::Warm, out);
@@ -162,7 +162,11 @@ impl Supervisor {
         match (swap.at, who) {
             (At::Probing, Some(pid)) => {
                 swap.incumbent.pid = Some(pid);
-                self.step_if_journalled(now, out);
+                if swap.trouble.is_some() {
+                    self.finish(Verdict::Refused, who, out);
+                } else {
+                    self.step_if_journalled(now, out);
+                }
             }
             (At::Probing, None) => {
                 let detail = "nobody answers on the control path".to_string();

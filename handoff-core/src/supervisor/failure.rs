@@ -14,9 +14,13 @@ impl Supervisor {
             At::Asking | At::Promoting | At::Ending | At::Confirming => {
                 swap.trouble.get_or_insert(trouble);
             }
+            // Unless nobody answered, an answer is on its way, and the outcome is to say who serves.
             At::Probing => {
-                swap.trouble = Some(trouble);
-                self.finish(Verdict::Refused, None, out);
+                let (serving, lost) = (swap.incumbent.pid, reason == Reason::IncumbentLost);
+                swap.trouble.get_or_insert(trouble);
+                if lost || serving.is_some() {
+                    self.finish(Verdict::Refused, serving, out);
+                }
             }
             // The process is on its way; it is ended when it is there.
             At::Spawning => swap.trouble = Some(trouble),
@@ -111,12 +115,12 @@ impl Supervisor {
         swap.at = At::Ending;
         let reason = match &swap.trouble {
             Some(trouble) => trouble.detail.clone(),
-            None if swap.rehearsed => "it was a dry run".to_string(),
+            None if swap.went_well() => "it was a dry run".to_string(),
             None => String::new(),
         };
         let abort = Message::Abort { handoff_id: swap.id, reason };
         // The end of a dry run is no rollback.
-        if !swap.rehearsed {
+        if !swap.went_well() {
             out.push(Output::Event(Event::Phase(Phase::Rollback)));
         }
         if swap.successor.link == Link::Acked {
@@ -149,8 +153,8 @@ impl Supervisor {
         let (limit, silence) = (now + timing.confirm, now + timing.slack);
         let Some(swap) = self.swap() else { return };
         if !swap.prepared && !swap.promoted && !swap.incumbent.exited {
-            let (serving, well) = (swap.incumbent.pid, swap.rehearsed && swap.trouble.is_none());
-            let verdict = if well { Verdict::DryRun } else { Verdict::Refused };
+            let verdict = if swap.went_well() { Verdict::DryRun } else { Verdict::Refused };
+            let serving = swap.incumbent.pid;
             return self.finish(verdict, serving, out);
         }
         swap.at = At::Confirming;

@@ -99,7 +99,10 @@ struct Finding {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Swap {
     id: HandoffId,
-    spec: Spec,
+    deadline: Duration,
+    drain_grace: Duration,
+    hello_budget: Duration,
+    dry_run: bool,
     incumbent: Incumbent,
     successor: Successor,
     prepared: bool,
@@ -110,8 +113,6 @@ struct Swap {
     ready: Option<Ready>,
     /// The incumbent counts as gone: the successor is the only one left (R5).
     promoted: bool,
-    /// A dry run has seen what it was to see.
-    rehearsed: bool,
     /// It answered after all, when the successor was ready.
     back: bool,
     /// The incumbent was sent a signal to end: its answers mean nothing any more.
@@ -335,9 +336,13 @@ impl Supervisor {
     // The good path (C2).
 
     fn start_handoff(&mut self, id: HandoffId, spec: Spec, out: &mut Out) {
+        let Spec { deadline, drain_grace, hello_budget, dry_run } = spec;
         self.state = State::Swap(Swap {
             id,
-            spec,
+            deadline,
+            drain_grace,
+            hello_budget,
+            dry_run,
             incumbent: Incumbent::default(),
             successor: Successor::default(),
             prepared: false,
@@ -346,7 +351,6 @@ impl Supervisor {
             seal_failed: false,
             ready: None,
             promoted: false,
-            rehearsed: false,
             back: false,
             doomed: false,
             trouble: None,
@@ -423,7 +427,7 @@ impl Supervisor {
                 swap.successor.notice = capabilities.has(Capabilities::COMMIT_NOTICE);
             }
         }
-        let (at, dry_run) = (swap.at, swap.spec.dry_run);
+        let (at, dry_run) = (swap.at, swap.dry_run);
         out.push(Output::Send { to: from, message: ack });
         self.timers.clear(Timer::Hello(from));
         self.timers.set(Timer::Beat(from), now + config.timing.pulse.every);
@@ -431,12 +435,7 @@ impl Supervisor {
             self.timers.set(Timer::Silence(from), now + config.timing.pulse.silence);
         }
         match (from, at) {
-            (Peer::Successor, At::Warming) if dry_run => {
-                if let Some(swap) = self.swap() {
-                    swap.rehearsed = true;
-                }
-                self.end_successor(now, out);
-            }
+            (Peer::Successor, At::Warming) if dry_run => self.end_successor(now, out),
             (Peer::Successor, At::Warming) => {
                 self.goto(At::Connecting);
                 self.timers.set(Timer::Hello(Peer::Incumbent), now + config.timing.incumbent_hello);
@@ -453,7 +452,7 @@ impl Supervisor {
     fn prepare(&mut self, now: Instant, out: &mut Out) {
         let slack = self.config.timing.slack;
         let Some(swap) = self.swap() else { return };
-        let Spec { deadline, drain_grace, .. } = swap.spec;
+        let (deadline, drain_grace) = (swap.deadline, swap.drain_grace);
         swap.at = At::Draining;
         swap.prepared = true;
         let message = Message::PrepareHandoff {
@@ -786,6 +785,11 @@ impl Swap {
     /// one says that was told to end (R5, R17).
     const fn answers(&self) -> bool {
         !self.doomed && !self.incumbent.exited
+    }
+
+    /// Whether this is a dry run that is at its end, because its successor said Hello.
+    const fn went_well(&self) -> bool {
+        self.dry_run && self.trouble.is_none()
     }
 
     fn trouble_is(&self, reason: Reason) -> bool {

@@ -116,6 +116,12 @@ struct Host {
     /// It may take the lock (R3).
     may_lock: bool,
     committed: bool,
+    /// When it said Ready.
+    ready: Option<Instant>,
+    /// Its connection to the supervisor has ended.
+    parted: bool,
+    /// It has told that it is the incumbent.
+    certain: bool,
     ended: Option<Ended>,
     /// Of the handoff under way: its id, and how often its hooks were asked for.
     handoff: Option<HandoffId>,
@@ -150,6 +156,9 @@ impl Host {
             lock,
             may_lock: lock,
             committed: false,
+            ready: None,
+            parted: false,
+            certain: false,
             ended: None,
             handoff: None,
             asked: BTreeMap::new(),
@@ -168,6 +177,7 @@ impl Host {
             }
             Input::Closed { from, .. } => {
                 self.open.remove(from);
+                self.parted |= *from == ConnId::SUPERVISOR;
             }
             Input::Message { from, message } => match message {
                 Message::Begin { .. } if *from == ConnId::SUPERVISOR => self.may_lock = true,
@@ -193,6 +203,9 @@ impl Host {
         match output {
             Output::Send { to, message } => {
                 assert!(self.open.contains(&to), "{message:?} to a closed connection");
+                if matches!(message, Message::Ready { .. }) {
+                    self.ready = Some(self.now);
+                }
                 if matches!(message, Message::SealComplete { .. }) {
                     assert!(!self.lock && !self.running("lock"), "R8: the lock is released");
                 }
@@ -247,6 +260,15 @@ impl Host {
     fn told(&mut self, event: daemon::Event) {
         use daemon::Event;
         match event {
+            Event::PeerRefused { conn: ConnId::SUPERVISOR, .. } => self.parted = true,
+            // What a program does then cannot be undone.
+            Event::Incumbent => {
+                assert!(!std::mem::replace(&mut self.certain, true), "X1: it was told before");
+                assert!(self.lock, "I2: the incumbent without the lock");
+                let waited = self.ready.map(|at| self.now.saturating_since(at));
+                let verdict = waited.is_some_and(|time| self.committed || time >= 10.s());
+                assert!(self.cold || self.parted || verdict, "R3, X1: it may be given up yet");
+            }
             Event::HandoffBegun { id, .. } => {
                 assert_eq!(self.handoff, None, "C5: one handoff at a time");
                 self.handoff = Some(id);

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod read;
+mod reader;
+mod values;
 
-pub use read::{Mistake, Mistakes, read};
+pub(crate) use read::{Mistake, Mistakes, read, read_with_lines};
 
 /// What a supervisor is told.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// The file it was read from.
     pub file: PathBuf,
     /// `[daemon]`
@@ -25,7 +27,7 @@ pub struct Config {
 
 /// The daemon.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Daemon {
+pub(crate) struct Daemon {
     /// `command`: the binary, an absolute path.
     pub command: PathBuf,
     /// `args`
@@ -49,7 +51,7 @@ pub struct Daemon {
 
 /// A user of the system.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct User {
+pub(crate) struct User {
     /// Its name, or its number where it has none.
     pub name: String,
     /// Its number.
@@ -62,7 +64,7 @@ pub struct User {
 
 /// A listener to bind.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     /// `name`, by which the daemon knows it.
     pub name: String,
     /// `tcp`, `udp` or `unix`: exactly one.
@@ -73,7 +75,7 @@ pub struct Listener {
 
 /// Where a listener listens.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Address {
+pub(crate) enum Address {
     /// `tcp = "127.0.0.1:8080"`
     Tcp(SocketAddr),
     /// `udp = "127.0.0.1:8080"`
@@ -89,7 +91,7 @@ pub enum Address {
 
 /// How handoffs go.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Handoff {
+pub(crate) struct Handoff {
     /// `deadline`: from Prepare to Ready; 60 s.
     pub deadline: Duration,
     /// `drain_grace`: for the drain; 30 s.
@@ -112,7 +114,7 @@ pub struct Handoff {
 
 /// A look at a daemon's health.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Health {
+pub(crate) struct Health {
     /// `http = "http://127.0.0.1:8080/healthz"`: well where this answers 2xx.
     pub address: SocketAddr,
     /// The path and query of it.
@@ -127,7 +129,7 @@ pub struct Health {
 
 /// The supervisor itself.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Supervisor {
+pub(crate) struct Supervisor {
     /// `socket`: where the verbs find it.
     pub socket: PathBuf,
     /// `state_dir`: where it keeps its journal, its history and the output of daemons.
@@ -143,12 +145,12 @@ pub struct Supervisor {
 }
 
 /// Where the verbs look for a configuration unless told.
-pub const DEFAULT: &str = "/etc/handoff.toml";
+pub(crate) const DEFAULT: &str = "/etc/handoff.toml";
 
 impl Config {
     /// A file in the state directory.
     #[must_use]
-    pub fn state(&self, name: impl AsRef<Path>) -> PathBuf {
+    pub(crate) fn state(&self, name: impl AsRef<Path>) -> PathBuf {
         self.supervisor.state_dir.join(name)
     }
 }
@@ -156,7 +158,7 @@ impl Config {
 impl Config {
     /// Whether a handoff may start this binary: an absolute path, links resolved.
     #[must_use]
-    pub fn allows(&self, path: &Path) -> bool {
+    pub(crate) fn allows(&self, path: &Path) -> bool {
         let patterns = &self.handoff.binaries;
         patterns.is_empty() || patterns.iter().any(|pattern| matches(pattern, path))
     }

@@ -50,8 +50,29 @@ pub(super) struct Asked {
 #[derive(Clone, Debug)]
 pub(super) struct Waiter {
     pub(super) to: Sender<Reply>,
-    /// Whether it wants to see how it gets on.
-    pub(super) progress: bool,
+    /// It has aborted the handoff: that it was rolled back is what it wanted, and it sees no progress.
+    pub(super) aborts: bool,
+}
+
+impl Waiter {
+    /// Tells it of the end, however slow it is.
+    pub(super) fn tell(&self, ended: &Ended) {
+        let mut ended = ended.clone();
+        if self.aborts {
+            ended.exit = match ended.exit {
+                exit::TEMPORARY => exit::OK,
+                // It came too late.
+                exit::OK => exit::TEMPORARY,
+                other => other,
+            };
+        }
+        self.last_word(Reply::Ended(Box::new(ended)));
+    }
+
+    pub(super) fn last_word(&self, reply: Reply) {
+        let to = self.to.clone();
+        tokio::spawn(async move { to.send(reply).await });
+    }
 }
 
 /// A handoff under way.

@@ -17,7 +17,6 @@ mod keep;
 mod launch;
 mod metrics;
 mod output;
-mod replies;
 mod server;
 mod start;
 
@@ -60,7 +59,7 @@ enum Mail {
 }
 
 /// Runs the verb.
-pub fn run(config: &Path) -> ExitCode {
+pub(crate) fn run(config: &Path) -> ExitCode {
     let kept = handoff_unix::replace::kept();
     let config = match std::path::absolute(config) {
         Ok(config) => config,

@@ -21,6 +21,8 @@ const CLIENTS: usize = 64;
 const REQUEST: Duration = Duration::from_secs(5);
 /// How long it may take to read a reply.
 const READ: Duration = Duration::from_secs(10);
+/// How long a supervisor that has said that it goes may take to be gone.
+const GOING: Duration = Duration::from_secs(15);
 /// How many replies wait for a client that is slow; further progress is left out.
 const REPLIES: usize = 64;
 /// How often a watched status is shown at most, and at least.
@@ -89,6 +91,7 @@ async fn answer(
     desk: &Desk,
 ) -> io::Result<()> {
     let watches = request == Request::Status { watch: true };
+    let ends = matches!(request, Request::Stop | Request::Reexec { .. });
     let mut news = desk.news.clone();
     loop {
         news.mark_unchanged();
@@ -105,6 +108,11 @@ async fn answer(
             }
         }
         if !watches {
+            drop(replies);
+            if ends {
+                // Its end tells the client that this process, or its program, is no more.
+                sleep(GOING).await;
+            }
             return Ok(());
         }
         sleep(WATCH.0).await;

@@ -1,5 +1,6 @@
 //! The beginning of a supervisor: what it finds, what it is given, what it makes.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -15,6 +16,9 @@ use handoff_unix::probe::{Users, probe};
 use handoff_unix::{replace, sockets as unix_sockets};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use super::actor::{Actor, Parts};
 use super::keep::Keeper;
@@ -61,15 +65,37 @@ fn log() {
         Ok("trace") => tracing::Level::TRACE,
         _ => tracing::Level::INFO,
     };
-    let lines =
-        tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_target(false);
-    let lines = lines.with_max_level(level);
     // systemd's journal has the time already.
-    let _ = if std::env::var_os("JOURNAL_STREAM").is_some() {
-        lines.without_time().try_init()
-    } else {
-        lines.try_init()
-    };
+    let timed = std::env::var_os("JOURNAL_STREAM").is_none();
+    let lines = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(level);
+    // It fails only where there is a log already.
+    let _ = lines.event_format(Line { timed }).try_init();
+}
+
+/// A line of the log: the time, the level, and what happened. Spans are for who collects traces.
+struct Line {
+    timed: bool,
+}
+
+impl<S, N> FormatEvent<S, N> for Line
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> fmt::Result {
+        if self.timed {
+            let now = humantime::format_rfc3339_millis(std::time::SystemTime::now());
+            write!(writer, "{now} ")?;
+        }
+        write!(writer, "{:>5} ", event.metadata().level())?;
+        context.format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
 }
 
 fn failed(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Refusal {

@@ -167,6 +167,13 @@ state_dir = {state:?}
         u32::try_from(pid.unwrap_or_else(|| panic!("{status:#}"))).unwrap()
     }
 
+    /// The kinds of what has happened.
+    pub(crate) fn history(&self) -> Vec<String> {
+        let said = self.handoff(&["history", "--last", "100", "--json"]).exits(0);
+        let entries = said.out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        entries.map(|entry| entry["kind"].as_str().unwrap().to_string()).collect()
+    }
+
     /// Waits until the status is so; gives it.
     #[track_caller]
     pub(crate) fn until(&self, what: &str, so: impl Fn(&Value) -> bool) -> Value {
@@ -279,7 +286,7 @@ impl Load {
     }
 
     /// Ends it: nothing failed, and what was acknowledged is there. Gives how many requests there were.
-    pub(crate) fn is_clean(self) -> u64 {
+    pub(crate) fn ends_clean(self) -> u64 {
         self.over.store(true, Ordering::Relaxed);
         let acknowledged: Vec<_> =
             self.clients.into_iter().map(|client| client.join().unwrap()).collect();

@@ -2,12 +2,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use handoff_core::Credentials;
 use handoff_core::supervisor::{Effect, Entry, LockState, Outcome, Peer, Step};
+use handoff_core::{Credentials, HandoffId};
 use serde::{Deserialize, Serialize};
 
 use super::{Job, daemon::to_unix};
@@ -68,6 +69,10 @@ pub struct SupervisorEffects {
     listeners: Vec<(String, Arc<OwnedFd>)>,
     launch: Option<(Launch, Duration)>,
     groups: Arc<Mutex<BTreeMap<u32, Group>>>,
+    /// The groups of those that are watched: whose group is gone is told of with its status none the less.
+    watched: BTreeMap<u32, Group>,
+    /// Who held the lock at the last look, if anybody is known. 0 is nobody.
+    holder: Arc<AtomicU32>,
 }
 
 /// A process group that was started here, and with what.
@@ -94,6 +99,8 @@ impl SupervisorEffects {
             listeners: Vec::new(),
             launch: None,
             groups: Arc::default(),
+            watched: BTreeMap::new(),
+            holder: Arc::default(),
         }
     }
 
@@ -109,8 +116,8 @@ impl SupervisorEffects {
     }
 
     /// Work that reads what the supervisor before this one was doing (R10), tells of it, counts the
-    /// processes it had started, where they still run, among its own, and clears the journal. One that
-    /// cannot be read is set aside, with a warning.
+    /// processes it had started, where they still run, among its own, and clears the journal of all but
+    /// these. One that cannot be read is set aside, with a warning.
     #[must_use]
     pub fn recover(&self) -> Job<()> {
         let (journal, groups) = (self.journal.clone(), Arc::clone(&self.groups));
@@ -119,7 +126,9 @@ impl SupervisorEffects {
                 && let Some(Entry { id, step, .. }) = left_behind(&journal, &groups)
             {
                 tracing::warn!(%id, ?step, "the supervisor before this one left a handoff behind");
-                if let Err(error) = journal.clear() {
+                // It can be removed where there is no room to write it.
+                let cleared = note_started(&journal, &groups).or_else(|_| journal.clear());
+                if let Err(error) = cleared {
                     tracing::warn!(%error, "the journal cannot be cleared");
                 }
             }
@@ -161,15 +170,24 @@ impl SupervisorEffects {
             }
             Effect::Spawn { successor } => {
                 let (launch, listeners) = (self.launch.clone(), self.listeners.clone());
+                // For one that is started in a handoff the machine does it.
+                let journal = self.journal.clone().filter(|_| !successor);
                 Box::new(move || {
                     let program = launch.as_ref().map(|(launch, _)| launch.program.clone());
                     let child = start(launch, &listeners, successor);
-                    Completion(Done::Spawned(child.map(|child| {
+                    let child = child.map(|child| {
                         let Child { pid, pidfd, group, control } = child;
                         let group = Group { group: Arc::new(group), program };
                         own_groups(&groups).insert(pid, group);
                         (pidfd, control)
-                    })))
+                    });
+                    if let (Some(journal), Ok(_)) = (journal, &child)
+                        && let Err(error) = note_started(&journal, &groups)
+                    {
+                        let path = journal.path().display();
+                        tracing::warn!(%path, %error, "what was started cannot be written");
+                    }
+                    Completion(Done::Spawned(child))
                 })
             }
             Effect::Connect => Box::new(move || {
@@ -179,8 +197,13 @@ impl SupervisorEffects {
                 Completion(Done::Connected(connected))
             }),
             Effect::CheckLock { by } => {
-                let data_dir = self.data_dir.clone();
-                done(move || Outcome::LockChecked(check_lock(data_dir, by)))
+                let (data_dir, holder) = (self.data_dir.clone(), Arc::clone(&self.holder));
+                done(move || {
+                    Outcome::LockChecked(match data_dir {
+                        Some(dir) => check_lock(&dir, by, &holder),
+                        None => LockState::Unknown,
+                    })
+                })
             }
             Effect::Signal { pid, signal } => {
                 let group = self.groups().get(&pid).cloned();
@@ -223,9 +246,8 @@ impl SupervisorEffects {
             Effect::Journal(entry) => {
                 let journal = self.journal.clone();
                 done(move || {
-                    let started: Vec<u32> = own_groups(&groups).keys().copied().collect();
                     Outcome::Journalled(match journal {
-                        Some(journal) => write_entry(&journal, entry, &started)
+                        Some(journal) => write_entry(&journal, entry, &groups)
                             .map_err(|error| format!("{}: {error}", journal.path().display())),
                         None => Ok(()),
                     })
@@ -254,6 +276,9 @@ impl SupervisorEffects {
             Done::Spawned(Err(error)) => finished(Outcome::Spawned(Err(error))),
             Done::Spawned(Ok((pidfd, control))) => {
                 let pid = pidfd.pid();
+                if let Some(group) = own_groups(&self.groups).get(&pid) {
+                    self.watched.insert(pid, group.clone());
+                }
                 let stream = control.and_then(|stream| ControlStream::to_child(stream, pid).ok());
                 Finished {
                     outcome: Some(Outcome::Spawned(Ok(pid))),
@@ -281,9 +306,9 @@ impl SupervisorEffects {
 
     /// A watched process has exited: the input for the machine. Reaps it, if it is a child.
     #[must_use]
-    pub fn exited(&self, process: &PidFd) -> Outcome {
+    pub fn exited(&mut self, process: &PidFd) -> Outcome {
         let pid = process.pid();
-        let group = self.groups().get(&pid).cloned();
+        let group = self.watched.remove(&pid).or_else(|| self.groups().get(&pid).cloned());
         let status = group.and_then(|Group { group, program }| {
             group.reap();
             let status = group.leader_status()?;
@@ -371,10 +396,24 @@ fn left_behind(journal: &JournalFile, groups: &Mutex<BTreeMap<u32, Group>>) -> O
     (entry.step != Step::Idle).then_some(entry)
 }
 
-fn write_entry(journal: &JournalFile, entry: Entry, started: &[u32]) -> io::Result<()> {
-    let started = started.iter().filter_map(|pid| Some((*pid, start_time(*pid)?))).collect();
-    let bytes = postcard::to_allocvec(&Record { entry, started }).map_err(io::Error::other)?;
-    journal.write(&bytes)
+/// Writes that no handoff is under way, and which processes were started here: the supervisor after this
+/// one is to know its daemons (R10), or it could not end one that hangs (R17).
+fn note_started(journal: &JournalFile, groups: &Mutex<BTreeMap<u32, Group>>) -> io::Result<()> {
+    let id = HandoffId::default();
+    let entry = Entry { id, step: Step::Idle, incumbent: None, successor: None };
+    write_entry(journal, entry, groups)
+}
+
+fn write_entry(
+    journal: &JournalFile,
+    entry: Entry,
+    groups: &Mutex<BTreeMap<u32, Group>>,
+) -> io::Result<()> {
+    journal.write_with(|| {
+        let pids: Vec<u32> = own_groups(groups).keys().copied().collect();
+        let started = pids.into_iter().filter_map(|pid| Some((pid, start_time(pid)?))).collect();
+        postcard::to_allocvec(&Record { entry, started }).map_err(io::Error::other)
+    })
 }
 
 fn done(work: impl FnOnce() -> Outcome + Send + 'static) -> Job<Completion> {
@@ -401,16 +440,19 @@ fn connect(control: &ControlPath) -> io::Result<(ControlStream, Option<PidFd>)> 
     Ok((stream, watch))
 }
 
-fn check_lock(data_dir: Option<PathBuf>, by: Option<u32>) -> LockState {
-    let Some(dir) = data_dir else { return LockState::Unknown };
-    let holder = match by.filter(|pid| lock::is_held_by(&dir, *pid)) {
+/// Who holds the lock. Those who are likely to are asked before the table of all locks is read, which holds
+/// up every `flock` of the machine: it may be asked many times a second for as long as somebody has it.
+fn check_lock(dir: &Path, by: Option<u32>, known: &AtomicU32) -> LockState {
+    let mut likely = by.into_iter().chain([known.load(Ordering::Relaxed)]);
+    let holder = match likely.find(|pid| lock::is_held_by(dir, *pid)) {
         Some(pid) => Some(pid),
-        None => match lock::lock_state(&dir) {
+        None => match lock::lock_state(dir) {
             lock::LockState::Held { pid } => pid,
             lock::LockState::Free => return LockState::Free,
             lock::LockState::Unknown => return LockState::Unknown,
         },
     };
+    known.store(holder.unwrap_or(0), Ordering::Relaxed);
     match holder {
         Some(pid) if is_stopped(pid) => LockState::Stopped { pid },
         pid => LockState::Held { pid },

@@ -116,6 +116,10 @@ impl Flight {
     }
 
     fn enter(&mut self, phase: Phase, now: Instant) {
+        // Who is promoted again was promoted before.
+        if self.stage.as_ref().is_some_and(|stage| stage.phase == phase) {
+            return;
+        }
         let before = self.leave(now);
         match phase {
             // A drain begins with accepting no more.

@@ -87,7 +87,11 @@ impl Run<'_> {
             let (begun, over, why) = (at(*begun), at(*over), &failure.why);
             ran.problems.push(format!("I4: {key}, {begun:.3} s to {over:.3} s: {why}"));
         }
-        let gap = gap(&record, self.cold.unwrap_or(self.start), &self.jumps);
+        // What nobody can mend before one of them goes on.
+        let both = overlaps(&self.downs, Instant::now());
+        let (skips, anew) = ([&self.jumps[..], &both].concat(), both.iter().map(|(_, to)| *to));
+        let from = self.cold.unwrap_or(self.start);
+        let gap = gap(&record, from, &skips, &anew.collect::<Vec<_>>());
         ran.gap = u64::try_from(gap.as_millis()).unwrap_or(u64::MAX);
         ran.stalled = u64::try_from(stalled.as_millis()).unwrap_or(u64::MAX);
         if gap > SERVES {
@@ -146,18 +150,21 @@ impl Run<'_> {
     }
 }
 
-/// The longest time between two acknowledgements, from then on, without that in which all were stopped.
+/// The longest time between two acknowledgements, from then on, without what is skipped; it is counted
+/// anew where it is said.
 pub(in crate::matrix) fn gap(
     record: &Record,
     from: Instant,
-    jumps: &[(Instant, Instant)],
+    skips: &[(Instant, Instant)],
+    anew: &[Instant],
 ) -> Duration {
     let mut times: Vec<Instant> = record.acknowledged.iter().map(|request| request.over).collect();
+    times.extend(anew);
     times.retain(|over| *over > from);
     times.push(from);
     times.sort();
     let skipped = |one: Instant, next: Instant| {
-        let skips = jumps
+        let skips = skips
             .iter()
             .map(|(from, to)| (*to).min(next).saturating_duration_since((*from).max(one)));
         skips.sum::<Duration>()
@@ -165,6 +172,30 @@ pub(in crate::matrix) fn gap(
     let gaps =
         times.windows(2).map(|pair| (pair[1] - pair[0]).saturating_sub(skipped(pair[0], pair[1])));
     gaps.max().unwrap_or_default()
+}
+
+/// When two were down at the same time.
+pub(super) fn overlaps(downs: &[Down], now: Instant) -> Vec<(Instant, Instant)> {
+    let end = |down: &Down| down.to.unwrap_or(now);
+    let pairs = downs.iter().enumerate().flat_map(|(place, one)| {
+        downs[place + 1..]
+            .iter()
+            .filter(|other| other.pid != one.pid)
+            .map(move |other| (one, other))
+    });
+    let mut both: Vec<_> = pairs
+        .map(|(one, other)| (one.from.max(other.from), end(one).min(end(other))))
+        .filter(|(from, to)| from < to)
+        .collect();
+    both.sort();
+    let mut merged: Vec<(Instant, Instant)> = Vec::new();
+    for (from, to) in both {
+        match merged.last_mut() {
+            Some(last) if from <= last.1 => last.1 = last.1.max(to),
+            _ => merged.push((from, to)),
+        }
+    }
+    merged
 }
 
 pub(super) fn signal(pid: u32, signal: Signal) {
@@ -200,4 +231,35 @@ pub(super) fn children() -> Vec<(u32, String)> {
     pids.into_iter()
         .map(|pid| (pid, fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default()))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_in_which_two_are_down_is_not_counted() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let down =
+            |pid, from, to: Option<u64>| Down { pid: Some(pid), from: at(from), to: to.map(at) };
+        let one = [down(1, 0, Some(12)), down(2, 12, Some(20)), down(1, 12, Some(14))];
+        assert_eq!(overlaps(&one[..2], at(60)), [], "one after the other");
+        assert_eq!(overlaps(&one, at(60)), [(at(12), at(14))]);
+        let three = [down(3, 2, None), down(1, 1, Some(13)), down(2, 3, Some(15))];
+        assert_eq!(overlaps(&three, at(60)), [(at(2), at(15))]);
+    }
+
+    #[test]
+    fn a_gap_is_counted_anew_when_one_of_two_goes_on() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let request = |over| Request { key: String::new(), begun: at(over), over: at(over) };
+        let acknowledged = [1, 2, 22].map(request).into();
+        let record = Record { acknowledged, failed: Vec::new() };
+        assert_eq!(gap(&record, start, &[], &[]), Duration::from_secs(20));
+        let both = [(at(4), at(14))];
+        assert_eq!(gap(&record, start, &both, &[]), Duration::from_secs(10));
+        assert_eq!(gap(&record, start, &both, &[at(14)]), Duration::from_secs(8));
+    }
 }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use handoff_unix::host::HookError;
 use handoff_unix::lock::{DataDirLock, is_held_by};
-use handoff_unix::process::start_time;
+use handoff_unix::process::{PidFd, start_time};
 use handoff_unix::spawn::{SpawnRole, become_subreaper, spawn};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 
@@ -151,6 +151,16 @@ struct Victim {
     to: Option<Instant>,
 }
 
+/// A process that does nothing: it is stopped, or is a dead supervisor in whose place there is none yet.
+/// Or there is none, because all daemons have ended.
+#[derive(Debug)]
+pub(super) struct Down {
+    /// None for all daemons.
+    pid: Option<u32>,
+    from: Instant,
+    to: Option<Instant>,
+}
+
 struct Run<'a> {
     case: &'a Case,
     dir: &'a Path,
@@ -173,11 +183,14 @@ struct Run<'a> {
     /// Until then nobody needs to serve, because nobody has served yet.
     cold: Option<Instant>,
     victims: Vec<Victim>,
+    downs: Vec<Down>,
     counts: BTreeMap<(Role, Moment, String), u32>,
     steps: Vec<Step>,
     recording: bool,
     timeline: Vec<(f64, String)>,
     problems: Vec<String>,
+    /// Something was waited for in vain.
+    exhausted: bool,
     handoffs: u32,
     /// The last word of the supervisor's.
     serving: Option<u32>,
@@ -229,11 +242,13 @@ impl<'a> Run<'a> {
             last_blow: None,
             cold: None,
             victims: Vec::new(),
+            downs: Vec::new(),
             counts: BTreeMap::new(),
             steps: Vec::new(),
             recording: true,
             timeline: Vec::new(),
             problems: Vec::new(),
+            exhausted: false,
             handoffs: 0,
             serving: None,
             report: None,
@@ -283,7 +298,9 @@ impl<'a> Run<'a> {
         // What has not come by now would come in another handoff than it was meant for.
         self.strikes.clear();
         self.handoff(self.case.successor.well(), AMPLE);
-        self.until("the next handoff comes to an end", |run| run.report.is_some());
+        // Where nothing else ends it, its deadline does, and what follows takes its time as well.
+        let what = "the next handoff comes to an end";
+        self.until_within(PATIENCE * 2, what, |run| run.report.is_some());
         if let Some(Reported { text, .. }) = self.report.as_ref().filter(|it| !it.committed()) {
             self.problems.push(format!("I6: the next handoff does not commit: {text}"));
         }
@@ -354,6 +371,14 @@ impl<'a> Run<'a> {
         match self.try_employ(false) {
             Ok(boss) => {
                 self.bosses += 1;
+                // Of the dead, only a supervisor is still down.
+                for down in self
+                    .downs
+                    .iter_mut()
+                    .filter(|it| it.pid.is_some_and(|pid| self.gone.contains(&pid)))
+                {
+                    down.to.get_or_insert(Instant::now());
+                }
                 self.tell(format!("supervisor {} starts, pid {}", self.bosses, boss.pid));
                 self.boss = Some(boss);
             }
@@ -468,10 +493,17 @@ impl<'a> Run<'a> {
 
     /// Goes on until it is so; if that takes too long, it is a problem.
     fn until(&mut self, what: &str, so: impl Fn(&Self) -> bool) -> bool {
-        let limit = Instant::now() + PATIENCE;
+        self.until_within(PATIENCE, what, so)
+    }
+
+    fn until_within(&mut self, patience: Duration, what: &str, so: impl Fn(&Self) -> bool) -> bool {
+        // Where something went on for too long, what comes behind is only told of.
+        let patience = if self.exhausted { SERVES } else { patience };
+        let limit = Instant::now() + patience;
         while !so(self) {
             if Instant::now() > limit {
-                self.problems.push(format!("I5: not in {PATIENCE:?}: {what}"));
+                self.exhausted = true;
+                self.problems.push(format!("I5: not in {patience:?}: {what}"));
                 return false;
             }
             self.turn();
@@ -510,12 +542,31 @@ impl<'a> Run<'a> {
             }
         }
         self.reap();
+        self.looks_for_daemons();
         // As whoever watches over a supervisor does: once its daemons have shown that they need none,
         // or there are none.
-        let nobody = self.daemons.iter().all(|pid| self.gone.contains(pid));
-        let due = nobody || self.story.at_once || self.served_since_blow();
-        if self.boss.is_none() && !self.ending && due {
-            self.employ();
+        if self.boss.is_none() && !self.ending {
+            // Who has told of the end of a daemon may have died before it was heard.
+            let nobody = self.watch.alive() == 0;
+            if nobody || self.story.at_once || self.served_since_blow() {
+                self.employ();
+            }
+        }
+    }
+
+    fn looks_for_daemons(&mut self) {
+        let open = |down: &Down| down.to.is_none();
+        if !self.downs.iter().any(open) {
+            return;
+        }
+        let nobody = self.watch.alive() == 0;
+        let known = self.downs.iter_mut().find(|it| it.pid.is_none() && open(it));
+        match known {
+            Some(known) if !nobody => known.to = Some(Instant::now()),
+            None if nobody => {
+                self.downs.push(Down { pid: None, from: Instant::now(), to: None });
+            }
+            Some(_) | None => {}
         }
     }
 
@@ -527,6 +578,7 @@ impl<'a> Run<'a> {
             if self.boss.as_ref().is_some_and(|boss| boss.pid == pid) {
                 self.boss = None;
                 self.serving = None;
+                self.downs.push(Down { pid: Some(pid), from: Instant::now(), to: None });
             }
         }
     }
@@ -536,11 +588,14 @@ impl<'a> Run<'a> {
         self.over(pid);
     }
 
-    /// A victim harms nobody any more.
+    /// A victim harms nobody any more, and is not down.
     fn over(&mut self, pid: u32) {
         let now = Instant::now();
         for victim in self.victims.iter_mut().filter(|it| it.pid == pid && it.to.is_none()) {
             victim.to = Some(now);
+        }
+        for down in self.downs.iter_mut().filter(|it| it.pid == Some(pid)) {
+            down.to.get_or_insert(now);
         }
     }
 

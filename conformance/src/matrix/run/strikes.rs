@@ -31,6 +31,7 @@ impl Run<'_> {
             }
             Blow::Stop(ms) => {
                 self.victims.push(Victim { pid, from: now, to: None });
+                self.downs.push(Down { pid: Some(pid), from: now, to: None });
                 signal(pid, Signal::STOP);
                 answer(held, Answer::Go);
                 self.later.push((after(ms), Later::Continue(pid)));

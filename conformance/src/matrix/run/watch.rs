@@ -11,7 +11,8 @@ struct Daemon {
 
 impl Daemon {
     fn is_there(&self) -> bool {
-        self.born.is_some() && start_time(self.pid) == self.born
+        let runs = PidFd::open(self.pid).is_ok_and(|it| !it.has_exited());
+        runs && self.born.is_some() && start_time(self.pid) == self.born
     }
 }
 
@@ -51,7 +52,7 @@ impl Watch {
         self.daemons.lock().unwrap_or_else(PoisonError::into_inner).push(daemon);
     }
 
-    /// How many of the daemons have not been reaped.
+    /// How many of the daemons have not ended, whoever is to reap them.
     pub(super) fn alive(&self) -> usize {
         let daemons = self.daemons.lock().unwrap_or_else(PoisonError::into_inner);
         daemons.iter().filter(|it| it.is_there()).count()

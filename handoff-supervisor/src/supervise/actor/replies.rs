@@ -10,15 +10,14 @@ use rustix::fd::BorrowedFd;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-use super::actor::{Actor, Doing, left, told};
-use super::flight::{Waiter, at, exit_code};
-use super::launch::{binary, refused};
-use super::{Mail, flight};
+use super::{Actor, Doing, Mail, left, told};
 use crate::admin::{
     Boss, Ended, Entry, Probation, Refusal, Reply, Request, Rollback, Status, Swap,
 };
 use crate::exit;
 use crate::sockets::Held;
+use crate::supervise::flight::{self, Waiter, at, exit_code};
+use crate::supervise::launch::{binary, refused};
 
 /// How long a new binary of the supervisor may take to say that it understands the configuration.
 const TRIAL: Duration = Duration::from_secs(10);
@@ -108,7 +107,7 @@ impl Actor {
             && flight.asked.key.as_deref() == Some(key)
         {
             if wait {
-                flight.waiters.push(Waiter { to: to.clone(), progress: true });
+                flight.waiters.push(Waiter { to: to.clone(), aborts: false });
             } else {
                 drop(to.try_send(Reply::Begun { id: flight.id.to_string() }));
             }
@@ -123,7 +122,7 @@ impl Actor {
     }
 
     fn fly(&mut self, asked: flight::Asked, wait: bool, to: To) -> Result<(), Refusal> {
-        let waiter = wait.then(|| Waiter { to: to.clone(), progress: true });
+        let waiter = wait.then(|| Waiter { to: to.clone(), aborts: false });
         self.begin_handoff(asked, waiter)?;
         if !wait {
             let reply = match &self.doing {
@@ -136,7 +135,7 @@ impl Actor {
     }
 
     fn abort_for(&mut self, to: To) -> Result<(), Refusal> {
-        let waiter = Waiter { to, progress: false };
+        let waiter = Waiter { to, aborts: true };
         match &mut self.doing {
             Doing::Handoff(flight) => flight.waiters.push(waiter),
             _ => {
