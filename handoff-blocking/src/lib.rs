@@ -20,6 +20,7 @@ struct Readme;
 
 mod daemon;
 mod supervisor;
+mod workers;
 
 pub use daemon::{Daemon, Grant, Serving};
 pub use handoff_core::HandoffId;
@@ -36,7 +37,6 @@ pub use supervisor::Supervisor;
 use std::io;
 use std::time::Duration;
 
-use handoff_unix::effects::Job;
 use handoff_unix::host::Host;
 use handoff_unix::poll;
 
@@ -51,22 +51,6 @@ fn turn(host: &mut impl Host, limit: Option<Duration>) -> io::Result<()> {
 /// Does what there is to do until the next turn.
 fn work(host: &mut impl Host) {
     while let Some(job) = host.job() {
-        run(job);
-    }
-}
-
-/// Runs a job on a thread of its own; without one to be had, here, late rather than never.
-fn run(job: Job<()>) {
-    use std::sync::{Arc, Mutex, PoisonError};
-    let job = Arc::new(Mutex::new(Some(job)));
-    let once = |job: &Mutex<Option<Job<()>>>| {
-        if let Some(job) = job.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            job();
-        }
-    };
-    let theirs = Arc::clone(&job);
-    let thread = std::thread::Builder::new().name("handoff-job".into());
-    if thread.spawn(move || once(&theirs)).is_err() {
-        once(&job);
+        workers::run(job);
     }
 }

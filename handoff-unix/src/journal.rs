@@ -12,7 +12,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -193,9 +193,15 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
+/// It stays the same for as long as this process can run.
 fn boot_id() -> Option<[u8; BOOT_ID_LEN]> {
+    static BOOT_ID: OnceLock<[u8; BOOT_ID_LEN]> = OnceLock::new();
+    if let Some(known) = BOOT_ID.get() {
+        return Some(*known);
+    }
     let id = fs::read("/proc/sys/kernel/random/boot_id").ok()?;
-    id.trim_ascii().try_into().ok()
+    let id = id.trim_ascii().try_into().ok()?;
+    Some(*BOOT_ID.get_or_init(|| id))
 }
 
 fn encode(payload: &[u8], boot: &[u8; BOOT_ID_LEN]) -> io::Result<Vec<u8>> {

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::process::read_proc;
+
 /// Name of the lock file inside the data directory. It is created once and never unlinked.
 pub const LOCK_FILE: &str = ".handoff.lock";
 
@@ -89,7 +91,7 @@ impl DataDirLock {
 
     /// Whether the paths still name what is locked.
     fn is_in_place(&self) -> io::Result<bool> {
-        let named = match rustix::fs::statat(&self.dir.0, LOCK_FILE, AtFlags::SYMLINK_NOFOLLOW) {
+        let named = match rustix::fs::statat(&self.dir.file, LOCK_FILE, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Ok(false),
             Err(e) => return Err(e.into()),
@@ -99,8 +101,8 @@ impl DataDirLock {
             Err(Errno::NOENT) => return Ok(false),
             Err(e) => return Err(e.into()),
         };
-        let file = rustix::fs::fstat(&self.file.0)?;
-        let dir = rustix::fs::fstat(&self.dir.0)?;
+        let file = rustix::fs::fstat(&self.file.file)?;
+        let dir = rustix::fs::fstat(&self.dir.file)?;
         Ok((named.st_dev, named.st_ino) == (file.st_dev, file.st_ino)
             && (named_dir.st_dev, named_dir.st_ino) == (dir.st_dev, dir.st_ino))
     }
@@ -114,7 +116,7 @@ impl DataDirLock {
             | OFlags::CLOEXEC
             | OFlags::NOFOLLOW
             | OFlags::NONBLOCK;
-        let written = rustix::fs::openat(&self.dir.0, PID_FILE, flags, Mode::from_raw_mode(0o644))
+        let written = rustix::fs::openat(&self.dir.file, PID_FILE, flags, Mode::from_raw_mode(0o644))
             .map_err(io::Error::from)
             .and_then(|fd| writeln!(File::from(fd), "{}", std::process::id()));
         if let Err(error) = written {
@@ -128,12 +130,15 @@ impl DataDirLock {
 
 /// One `flock(2)` lock that is given back by unlocking, whoever else shares the descriptor.
 #[derive(Debug)]
-struct Flock(File);
+struct Flock {
+    file: File,
+    held: bool,
+}
 
 impl Flock {
     fn try_take(file: File) -> io::Result<Option<Self>> {
         match file.try_lock() {
-            Ok(()) => Ok(Some(Self(file))),
+            Ok(()) => Ok(Some(Self { file, held: true })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(e)) => Err(e),
         }
@@ -142,9 +147,12 @@ impl Flock {
     /// May be called again: unlocking what is not locked is no error.
     fn unlock(&mut self) -> io::Result<()> {
         loop {
-            match self.0.unlock() {
+            match self.file.unlock() {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                other => return other,
+                other => {
+                    self.held = other.is_err();
+                    return other;
+                }
             }
         }
     }
@@ -152,7 +160,9 @@ impl Flock {
 
 impl Drop for Flock {
     fn drop(&mut self) {
-        if let Err(error) = self.unlock() {
+        if self.held
+            && let Err(error) = self.unlock()
+        {
             tracing::warn!(%error, "could not unlock the data directory");
         }
     }
@@ -357,7 +367,7 @@ pub fn is_held_by(data_dir: &Path, pid: u32) -> bool {
     let device = (rustix::fs::major(file.st_dev), rustix::fs::minor(file.st_dev));
     let Ok(fds) = std::fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return false };
     fds.flatten().take(FDS).any(|fd| {
-        let info = std::fs::read_to_string(fd.path()).unwrap_or_default();
+        let info = read_proc(fd.path()).unwrap_or_default();
         info.lines()
             .filter_map(|line| line.strip_prefix("lock:"))
             .any(|lock| find_flock(lock.trim_start(), device, file.st_ino, true).is_some())
@@ -500,7 +510,7 @@ mod tests {
     fn r1_release_takes_the_lock_from_a_child_that_shares_the_descriptors() {
         let dir = scratch();
         let lock = DataDirLock::try_take(dir.path()).unwrap();
-        let share = |f: &Flock| Stdio::from(f.0.try_clone().unwrap());
+        let share = |f: &Flock| Stdio::from(f.file.try_clone().unwrap());
         let mut child = Command::new("/bin/sleep")
             .arg("1000")
             .stdin(share(&lock.file))

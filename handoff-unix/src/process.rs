@@ -4,8 +4,10 @@
 //! children of its own.
 
 use std::fmt;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -91,8 +93,16 @@ pub fn start_time(pid: u32) -> Option<u64> {
 
 /// A field of a process's `stat`, counted behind the name, which may hold anything.
 fn stat(pid: u32, field: usize) -> Option<String> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = read_proc(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(field).map(str::to_string)
+}
+
+/// What a file of `/proc` says, in one read and another that finds the end. These have no size, so
+/// std would ask for that first and then read them in small pieces.
+pub(crate) fn read_proc(path: impl AsRef<Path>) -> io::Result<String> {
+    let mut text = String::with_capacity(4096);
+    File::open(path)?.take(u64::MAX).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// How a process ended.

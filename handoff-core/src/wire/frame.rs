@@ -2,6 +2,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use postcard::ser_flavors::Flavor;
+use serde::Deserialize;
 
 use super::{Message, ProtoVersion, short_name};
 
@@ -124,8 +125,8 @@ pub fn encode(
     buffer: &mut Vec<u8>,
 ) -> Result<(), EncodeError> {
     let start = buffer.len();
-    buffer.extend_from_slice(&[0; LENGTH_BYTES]);
-    buffer.extend_from_slice(&version.to_le_bytes());
+    let [low, high] = version.to_le_bytes();
+    buffer.extend_from_slice(&[0, 0, 0, 0, low, high]);
     let written = postcard::serialize_with_flavor(message, Append(buffer));
     let length = buffer.len() - start - LENGTH_BYTES;
     match u32::try_from(length) {
@@ -148,6 +149,8 @@ pub fn encode(
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Decoder {
     partial: Vec<u8>,
+    /// How long `partial` has to be to be a whole frame; zero until its header says so.
+    end: usize,
     chosen: Option<ProtoVersion>,
     failed: Option<WireError>,
 }
@@ -178,17 +181,24 @@ impl Decoder {
     ///
     /// [`WireError`] where the bytes are no frame; the rest of `input` is meaningless then.
     pub fn decode(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, WireError> {
+        // The rest of the frame has not arrived: how most calls end where it comes in many pieces.
+        if self.partial.len() + input.len() < self.end {
+            self.partial.extend_from_slice(input);
+            *input = &[];
+            return Ok(None);
+        }
         if let Some(error) = self.failed {
             return Err(error);
         }
         let result = self.step(input);
         if let Err(error) = result {
             self.failed = Some(error);
-            self.partial = Vec::new();
+            (self.partial, self.end) = (Vec::new(), 0);
         }
         result
     }
 
+    #[inline]
     fn step(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, WireError> {
         if self.partial.is_empty()
             && let Some((header, _)) = input.split_first_chunk::<LENGTH_BYTES>()
@@ -203,13 +213,16 @@ impl Decoder {
         let Some(header) = self.partial.first_chunk::<LENGTH_BYTES>() else {
             return Ok(None);
         };
-        let end = LENGTH_BYTES + self.length(*header)?;
-        self.fill(input, end);
-        if self.partial.len() < end {
+        if self.end == 0 {
+            self.end = LENGTH_BYTES + self.length(*header)?;
+        }
+        self.fill(input, self.end);
+        if self.partial.len() < self.end {
             return Ok(None);
         }
         let frame = self.frame(&self.partial[LENGTH_BYTES..])?;
         self.partial.clear();
+        self.end = 0;
         Ok(Some(frame))
     }
 
@@ -230,6 +243,7 @@ impl Decoder {
         Ok(announced as usize)
     }
 
+    #[inline]
     fn frame(&self, body: &[u8]) -> Result<Frame, WireError> {
         let Some((version, payload)) = body.split_first_chunk::<VERSION_BYTES>() else {
             return Err(WireError::Malformed);
@@ -240,11 +254,16 @@ impl Decoder {
         {
             return Err(WireError::Version { got: version, chosen });
         }
-        let (message, rest) =
-            postcard::take_from_bytes::<Message>(payload).map_err(|_| WireError::Malformed)?;
-        if !rest.is_empty() {
-            return Err(WireError::Leftover { message: short_name(&message), bytes: rest.len() });
+        let mut bytes = postcard::Deserializer::from_bytes(payload);
+        let Ok(message) = Message::deserialize(&mut bytes) else {
+            return Err(WireError::Malformed);
+        };
+        match bytes.finalize() {
+            Ok([]) => Ok(Frame { version, message }),
+            rest => {
+                let bytes = rest.map_or(0, <[u8]>::len);
+                Err(WireError::Leftover { message: short_name(&message), bytes })
+            }
         }
-        Ok(Frame { version, message })
     }
 }

@@ -616,6 +616,7 @@ impl Host for SupervisorHost {
             }
         }
         self.reactor.tick();
+        self.reactor.flush();
         Ok(any)
     }
 
