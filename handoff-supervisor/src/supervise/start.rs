@@ -157,8 +157,9 @@ async fn run(config: Config, kept: Kept) -> Result<ExitCode, Refusal> {
                 .map_err(failed("cannot change the permissions of", path))?;
             socket
         }
-        None => unix_sockets::bind_unix(path, mode, None)
-            .map_err(failed("cannot listen at", path))?,
+        None => {
+            unix_sockets::bind_unix(path, mode, None).map_err(failed("cannot listen at", path))?
+        }
     };
     let socket = std::os::unix::net::UnixListener::from(socket);
     let for_reexec =
