@@ -6,6 +6,7 @@ mod bench;
 mod health;
 mod metrics;
 mod notify;
+mod refusals;
 mod sockets;
 mod user;
 
@@ -280,4 +281,44 @@ fn where_nobody_serves_a_swap_starts_what_works() {
     bench.handoff(&["stop"]).exits(0);
     assert_eq!(bench.ends(), 0);
     assert!(!bench.log().contains("ERROR the daemon has ended: it is gone"), "{}", bench.log());
+}
+
+/// A supervisor that dies in the middle of a handoff leaves a daemon that serves, and nothing else; the next
+/// one settles it. Probation goes on where it was.
+#[test]
+fn a_supervisor_that_dies_in_the_middle_is_followed_by_another() {
+    let mut bench = Bench::new("probation = \"1h\"");
+    bench.start();
+    let load = Load::start(bench.address);
+    let note = bench.path("trace").display().to_string();
+    let second = bench.version("v2", &format!("echo \"$TRACEPARENT\" >'{note}'"));
+    let said = bench.handoff(&["swap", second.to_str().unwrap(), "--json"]).exits(0).json();
+    // The new daemon can join the trace, whose id is the handoff's.
+    let id = said["entry"]["id"].as_str().unwrap().replace('-', "");
+    let trace = fs::read_to_string(&note).unwrap();
+    assert_eq!(trace.split('-').nth(1), Some(id.as_str()), "{trace}");
+    let serving = bench.serving();
+    let stuck = bench.version("stuck", "echo stuck; sleep 600");
+    bench.handoff(&["swap", stuck.to_str().unwrap(), "--no-wait"]).exits(0);
+    while !bench.log().contains("stuck\n") {
+        load.goes_on();
+    }
+    bench.kill_supervisor();
+    load.goes_on();
+    bench.start();
+    assert_eq!(bench.serving(), serving);
+    assert!(bench.log().contains("left a handoff behind"), "{}", bench.log());
+    assert_eq!(bench.status()["probation"]["previous"], bench.path("v1").to_str().unwrap());
+
+    bench.handoff(&["reexec"]).exits(0);
+    bench.until("it is back", |status| status["activity"] == "serving");
+    load.goes_on();
+    load.ends_clean();
+    PidFd::open(bench.serving()).unwrap().signal(Signal::KILL).unwrap();
+    let status =
+        bench.until("the one before serves", |status| status["serving"]["generation"] == 3);
+    assert_eq!(status["serving"]["binary"], bench.path("v1").to_str().unwrap());
+    assert_eq!(status["probation"], Value::Null);
+    bench.handoff(&["stop"]).exits(0);
+    assert_eq!(bench.ends(), 0);
 }
