@@ -321,4 +321,7 @@ fn a_supervisor_that_dies_in_the_middle_is_followed_by_another() {
     assert_eq!(status["probation"], Value::Null);
     bench.handoff(&["stop"]).exits(0);
     assert_eq!(bench.ends(), 0);
+    // What it has said is said again after the crash, which left no word of how far that was.
+    let said = bench.log().matches(&format!("kv[{serving}]: accepting")).count();
+    assert_eq!(said, 2, "{}", bench.log());
 }
