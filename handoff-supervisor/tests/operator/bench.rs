@@ -32,6 +32,12 @@ impl Said {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
+    /// What a person reads, wherever its lines are broken.
+    pub(crate) fn words(&self) -> String {
+        let words = self.out.split_whitespace().chain(self.err.split_whitespace());
+        words.collect::<Vec<_>>().join(" ")
+    }
+
     /// The same, if it exited so.
     #[track_caller]
     pub(crate) fn exits(self, code: i32) -> Self {

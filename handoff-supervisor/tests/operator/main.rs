@@ -258,17 +258,14 @@ fn where_nobody_serves_a_swap_starts_what_works() {
         status["activity"] == "backoff" && status["last"]["code"] == "successor_exec_failed"
     });
     let said = bench.handoff(&["status"]).exits(0);
-    assert!(said.out.contains("nobody is known to serve"), "{said:?}");
-    assert!(said.out.contains("check the path; started again in"), "{said:?}");
+    assert!(said.words().contains("nobody is known to serve"), "{said:?}");
+    assert!(said.words().contains("check the path; started again in"), "{said:?}");
     let doctor = bench.handoff(&["doctor"]);
-    assert!(doctor.code != 0 && doctor.out.contains("nobody serves"), "{doctor:?}");
+    assert!(doctor.code != 0 && doctor.words().contains("nobody serves"), "{doctor:?}");
     bench.handoff(&["swap", "--dry-run", second.to_str().unwrap()]).exits(70);
     let broken = bench.version("broken", "echo no such option >&2; exit 3");
-    let said = bench.handoff(&["swap", broken.to_str().unwrap()]).exits(70);
-    assert!(
-        said.err.contains("successor_exited") && said.err.contains("no such option"),
-        "{said:?}"
-    );
+    let said = bench.handoff(&["swap", broken.to_str().unwrap()]).exits(70).words();
+    assert!(said.contains("successor_exited") && said.contains("no such option"), "{said}");
 
     let said = bench.handoff(&["swap", second.to_str().unwrap()]).exits(0);
     assert!(said.out.starts_with("Started: pid "), "{said:?}");

@@ -16,9 +16,8 @@ fn what_cannot_be_done_is_refused_with_its_own_code() {
     bench.start();
     let serving = bench.serving();
     let refused = |args: &[&str], exit: i32, code: &str, phrase: &str| {
-        let said = bench.handoff(args).exits(exit);
-        let text = said.err.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(text.contains(code) && text.contains(phrase), "{args:?}: {said:?}");
+        let said = bench.handoff(args).exits(exit).words();
+        assert!(said.contains(code) && said.contains(phrase), "{args:?}: {said}");
         let object = bench.handoff(&[args, &["--json"]].concat()).exits(exit).json();
         assert_eq!((&object["code"], &object["exit"]), (&code.into(), &exit.into()), "{args:?}");
     };
