@@ -137,13 +137,23 @@ state_dir = {state:?}
     }
 
     /// The same, by this command, which is given the verb and the configuration.
-    pub(crate) fn start_as(&mut self, mut command: Command) {
+    pub(crate) fn start_as(&mut self, command: Command) {
         let log = fs::OpenOptions::new().append(true).create(true).open(self.path("log")).unwrap();
+        self.start_into(command, log.try_clone().unwrap(), log);
+    }
+
+    /// The same, what it writes going elsewhere.
+    pub(crate) fn start_into(
+        &mut self,
+        mut command: Command,
+        out: impl Into<Stdio>,
+        err: impl Into<Stdio>,
+    ) {
         let child = command
             .args(["supervise", "--config"])
             .arg(self.path("handoff.toml"))
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
+            .stdout(out)
+            .stderr(err)
             .spawn()
             .unwrap();
         self.supervisor = Some(child);

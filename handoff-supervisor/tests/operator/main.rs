@@ -322,3 +322,20 @@ fn a_supervisor_that_dies_in_the_middle_is_followed_by_another() {
     let said = bench.log().matches(&format!("kv[{serving}]: accepting")).count();
     assert_eq!(said, 2, "{}", bench.log());
 }
+
+/// Whoever read its log has gone: it goes on.
+#[test]
+fn a_supervisor_that_nobody_listens_to_goes_on() {
+    let mut bench = Bench::new("");
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_handoff"));
+    command.stdin(std::process::Stdio::null());
+    drop(reader);
+    bench.start_into(command, writer.try_clone().unwrap(), writer);
+    let load = Load::start(bench.address);
+    bench.handoff(&["swap"]).exits(0);
+    bench.handoff(&["swap", bench.version("ends", "exit 3").to_str().unwrap()]).exits(75);
+    load.ends_clean();
+    bench.handoff(&["stop"]).exits(0);
+    assert_eq!(bench.ends(), 0);
+}
