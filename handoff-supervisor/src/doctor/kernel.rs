@@ -101,7 +101,7 @@ fn backlog(listener: &Listener, most: u32, history: &[Entry]) -> Line {
     } else if seen.rate > 0.0 {
         let seconds = f64::from(holds) / seen.rate;
         format!(
-            "{name}: {holds} connections can wait, {seconds:.1} s of them at {:.0}/s; nobody \
+            "{name}: {holds} connections can wait, enough for {seconds:.1} s at {:.0}/s; nobody \
              accepted for {} ms at most",
             seen.rate.ceil(),
             seen.gap.as_millis()
@@ -245,7 +245,8 @@ mod tests {
         assert_eq!(level, Level::Good);
         assert_eq!(
             text,
-            "http: 1024 connections can wait, 5.1 s of them at 200/s; nobody accepted for 1000 ms at most"
+            "http: 1024 connections can wait, enough for 5.1 s at 200/s; nobody accepted for 1000 ms at \
+             most"
         );
         // The busiest of the swaps, as long as the longest of them.
         let (level, text, remedy) = judge(Some(300), &[entry(100, 500), entry(10, 1000)]);

@@ -27,6 +27,7 @@ use handoff_tokio::{Event, Report, StartError, Started};
 use tokio::sync::mpsc;
 
 use crate::admin::{Reply, Request};
+use crate::client::text::tell;
 use crate::exit;
 
 /// What reaches the supervisor's actor.
@@ -64,14 +65,14 @@ pub(crate) fn run(config: &Path) -> ExitCode {
     let config = match std::path::absolute(config) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("handoff: {}: {error}", config.display());
+            tell(&format!("handoff: {}: {error}\n", config.display()));
             return exit::NO_INPUT.into();
         }
     };
     match start::start(&config, kept) {
         Ok(code) => code,
         Err(failure) => {
-            eprintln!("handoff: {}", failure.message);
+            tell(&format!("handoff: {}\n", failure.message));
             failure.exit.into()
         }
     }

@@ -4,6 +4,7 @@
 //! Files, because a pipe would end with the supervisor, and a daemon that outlives it would fail at its
 //! next line or stand still when the pipe is full. What was passed on is given back to the filesystem.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -21,6 +22,8 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 const KEPT: u64 = 64 << 10;
 /// How much is given back at a time.
 const SHARE: u64 = 1 << 20;
+/// Where a supervisor that ends in order leaves how far it was in each file.
+const PLACES: &str = "places";
 /// The longest line that is held back until it is whole.
 const LONGEST_LINE: usize = 64 << 10;
 
@@ -42,6 +45,8 @@ impl Files {
 #[derive(Debug)]
 pub(super) struct Output {
     dir: PathBuf,
+    /// How far the supervisor before this one was in each file, where it has said so.
+    places: BTreeMap<PathBuf, u64>,
     tails: Arc<Mutex<Vec<Tail>>>,
 }
 
@@ -61,12 +66,13 @@ impl Output {
     /// In this directory, which is made where it is missing.
     pub(super) fn start(dir: PathBuf) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
+        let places = places(&dir);
         let watch = inotify::init(CreateFlags::CLOEXEC)?;
         inotify::add_watch(&watch, &dir, WatchFlags::MODIFY | WatchFlags::ATTRIB)?;
         let tails: Arc<Mutex<Vec<Tail>>> = Arc::default();
         let shared = Arc::clone(&tails);
         thread::Builder::new().name("output".into()).spawn(move || follow(&watch, &shared))?;
-        Ok(Self { dir, tails })
+        Ok(Self { dir, places, tails })
     }
 
     /// Files for a daemon that is about to be started, and their descriptors for it.
@@ -87,8 +93,9 @@ impl Output {
         for path in [&files.stdout, &files.stderr] {
             let file = OpenOptions::new().read(true).write(true).open(path)?;
             // What was passed on before this supervisor was given back, all but the last of it.
-            let read = rustix::fs::seek(&file, SeekFrom::Data(0)).unwrap_or(0);
-            let tail = Tail { path: path.clone(), file, read, freed: read, over: false };
+            let freed = rustix::fs::seek(&file, SeekFrom::Data(0)).unwrap_or(0);
+            let read = self.places.get(path).map_or(freed, |read| freed.max(*read));
+            let tail = Tail { path: path.clone(), file, read, freed, over: false };
             self.tails().push(tail);
         }
         Ok(())
@@ -135,12 +142,31 @@ impl Output {
 
     /// Passes on all that is there now: before the supervisor ends.
     pub(super) fn drain(&self) {
-        pass_on(&mut self.tails());
+        let mut tails = self.tails();
+        pass_on(&mut tails);
+        let place =
+            |tail: &Tail| Some(format!("{} {}\n", tail.read, tail.path.file_name()?.to_str()?));
+        let places: String = tails.iter().filter_map(place).collect();
+        // Without it the next one passes on some of it again.
+        let file = self.dir.join(PLACES);
+        let _ = if places.is_empty() { fs::remove_file(file) } else { fs::write(file, places) };
     }
 
     fn tails(&self) -> std::sync::MutexGuard<'_, Vec<Tail>> {
         self.tails.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What [`Output::drain`] has left, once.
+fn places(dir: &Path) -> BTreeMap<PathBuf, u64> {
+    let file = dir.join(PLACES);
+    let text = fs::read_to_string(&file).unwrap_or_default();
+    let _ = fs::remove_file(&file);
+    let place = |line: &str| {
+        let (read, name) = line.split_once(' ')?;
+        Some((dir.join(name), read.parse().ok()?))
+    };
+    text.lines().filter_map(place).collect()
 }
 
 fn follow(watch: &OwnedFd, tails: &Mutex<Vec<Tail>>) {
@@ -265,5 +291,22 @@ mod tests {
         output.follow(&files).unwrap();
         let next = output.tails().pop().unwrap();
         assert!(next.read >= (4 << 20) - SHARE - KEPT - 4096, "{}", next.read);
+    }
+
+    #[test]
+    fn after_an_end_in_order_nothing_is_passed_on_twice() {
+        let dir = tempfile::Builder::new().prefix("handoff output ").tempdir().unwrap();
+        let output = Output::start(dir.path().to_path_buf()).unwrap();
+        let (files, _stdout, stderr) = output.make("1").unwrap();
+        write(&stderr, "one\ntw");
+        output.drain();
+        let output = Output::start(dir.path().to_path_buf()).unwrap();
+        write(&stderr, "o\n");
+        output.follow(&files).unwrap();
+        let mut tail = output.tails().pop().unwrap();
+        let mut seen = Vec::new();
+        tail.pass_on(&mut seen).unwrap();
+        assert_eq!(seen, b"two\n");
+        assert!(!dir.path().join(PLACES).exists());
     }
 }

@@ -68,6 +68,8 @@ fn log() {
     // systemd's journal has the time already.
     let timed = std::env::var_os("JOURNAL_STREAM").is_none();
     let lines = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(level);
+    // Nobody may read it any more, which is no reason to end: what cannot be written is lost.
+    let lines = lines.log_internal_errors(false);
     // It fails only where there is a log already.
     let _ = lines.event_format(Line { timed }).try_init();
 }

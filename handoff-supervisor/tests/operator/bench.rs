@@ -32,6 +32,12 @@ impl Said {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
+    /// What a person reads, wherever its lines are broken.
+    pub(crate) fn words(&self) -> String {
+        let words = self.out.split_whitespace().chain(self.err.split_whitespace());
+        words.collect::<Vec<_>>().join(" ")
+    }
+
     /// The same, if it exited so.
     #[track_caller]
     pub(crate) fn exits(self, code: i32) -> Self {
@@ -131,13 +137,23 @@ state_dir = {state:?}
     }
 
     /// The same, by this command, which is given the verb and the configuration.
-    pub(crate) fn start_as(&mut self, mut command: Command) {
+    pub(crate) fn start_as(&mut self, command: Command) {
         let log = fs::OpenOptions::new().append(true).create(true).open(self.path("log")).unwrap();
+        self.start_into(command, log.try_clone().unwrap(), log);
+    }
+
+    /// The same, what it writes going elsewhere.
+    pub(crate) fn start_into(
+        &mut self,
+        mut command: Command,
+        out: impl Into<Stdio>,
+        err: impl Into<Stdio>,
+    ) {
         let child = command
             .args(["supervise", "--config"])
             .arg(self.path("handoff.toml"))
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
+            .stdout(out)
+            .stderr(err)
             .spawn()
             .unwrap();
         self.supervisor = Some(child);

@@ -81,8 +81,8 @@ fn who_turns_unhealthy_on_probation_is_swapped_back() {
     assert_eq!((&last["kind"], &last["verdict"]), (&"probation".into(), &"committed".into()));
     assert_eq!(last["reason"], "the new daemon is unhealthy: it answers 503");
     assert_eq!(bench.history(), ["start", "swap", "probation"]);
-    let said = bench.handoff(&["history"]).exits(0);
-    assert!(said.out.contains("because: the new daemon is unhealthy: it answers 503"), "{said:?}");
+    let said = bench.handoff(&["history"]).exits(0).words();
+    assert!(said.contains("because: the new daemon is unhealthy: it answers 503"), "{said}");
     load.ends_clean();
 
     // There is nobody left to swap to: it is told, and nothing else.

@@ -6,6 +6,7 @@ mod bench;
 mod health;
 mod metrics;
 mod notify;
+mod refusals;
 mod sockets;
 mod user;
 
@@ -257,17 +258,14 @@ fn where_nobody_serves_a_swap_starts_what_works() {
         status["activity"] == "backoff" && status["last"]["code"] == "successor_exec_failed"
     });
     let said = bench.handoff(&["status"]).exits(0);
-    assert!(said.out.contains("nobody is known to serve"), "{said:?}");
-    assert!(said.out.contains("check the path; started again in"), "{said:?}");
+    assert!(said.words().contains("nobody is known to serve"), "{said:?}");
+    assert!(said.words().contains("check the path; started again in"), "{said:?}");
     let doctor = bench.handoff(&["doctor"]);
-    assert!(doctor.code != 0 && doctor.out.contains("nobody serves"), "{doctor:?}");
+    assert!(doctor.code != 0 && doctor.words().contains("nobody serves"), "{doctor:?}");
     bench.handoff(&["swap", "--dry-run", second.to_str().unwrap()]).exits(70);
     let broken = bench.version("broken", "echo no such option >&2; exit 3");
-    let said = bench.handoff(&["swap", broken.to_str().unwrap()]).exits(70);
-    assert!(
-        said.err.contains("successor_exited") && said.err.contains("no such option"),
-        "{said:?}"
-    );
+    let said = bench.handoff(&["swap", broken.to_str().unwrap()]).exits(70).words();
+    assert!(said.contains("successor_exited") && said.contains("no such option"), "{said}");
 
     let said = bench.handoff(&["swap", second.to_str().unwrap()]).exits(0);
     assert!(said.out.starts_with("Started: pid "), "{said:?}");
@@ -280,4 +278,64 @@ fn where_nobody_serves_a_swap_starts_what_works() {
     bench.handoff(&["stop"]).exits(0);
     assert_eq!(bench.ends(), 0);
     assert!(!bench.log().contains("ERROR the daemon has ended: it is gone"), "{}", bench.log());
+}
+
+/// A supervisor that dies in the middle of a handoff leaves a daemon that serves, and nothing else; the next
+/// one settles it. Probation goes on where it was.
+#[test]
+fn a_supervisor_that_dies_in_the_middle_is_followed_by_another() {
+    let mut bench = Bench::new("probation = \"1h\"");
+    bench.start();
+    let load = Load::start(bench.address);
+    let note = bench.path("trace").display().to_string();
+    let second = bench.version("v2", &format!("echo \"$TRACEPARENT\" >'{note}'"));
+    let said = bench.handoff(&["swap", second.to_str().unwrap(), "--json"]).exits(0).json();
+    // The new daemon can join the trace, whose id is the handoff's.
+    let id = said["entry"]["id"].as_str().unwrap().replace('-', "");
+    let trace = fs::read_to_string(&note).unwrap();
+    assert_eq!(trace.split('-').nth(1), Some(id.as_str()), "{trace}");
+    let serving = bench.serving();
+    let stuck = bench.version("stuck", "echo stuck; sleep 600");
+    bench.handoff(&["swap", stuck.to_str().unwrap(), "--no-wait"]).exits(0);
+    while !bench.log().contains("stuck\n") {
+        load.goes_on();
+    }
+    bench.kill_supervisor();
+    load.goes_on();
+    bench.start();
+    assert_eq!(bench.serving(), serving);
+    assert!(bench.log().contains("left a handoff behind"), "{}", bench.log());
+    assert_eq!(bench.status()["probation"]["previous"], bench.path("v1").to_str().unwrap());
+
+    bench.handoff(&["reexec"]).exits(0);
+    bench.until("it is back", |status| status["activity"] == "serving");
+    load.goes_on();
+    load.ends_clean();
+    PidFd::open(bench.serving()).unwrap().signal(Signal::KILL).unwrap();
+    let status =
+        bench.until("the one before serves", |status| status["serving"]["generation"] == 3);
+    assert_eq!(status["serving"]["binary"], bench.path("v1").to_str().unwrap());
+    assert_eq!(status["probation"], Value::Null);
+    bench.handoff(&["stop"]).exits(0);
+    assert_eq!(bench.ends(), 0);
+    // What it has said is said again after the crash, which left no word of how far that was.
+    let said = bench.log().matches(&format!("kv[{serving}]: accepting")).count();
+    assert_eq!(said, 2, "{}", bench.log());
+}
+
+/// Whoever read its log has gone: it goes on.
+#[test]
+fn a_supervisor_that_nobody_listens_to_goes_on() {
+    let mut bench = Bench::new("");
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_handoff"));
+    command.stdin(std::process::Stdio::null());
+    drop(reader);
+    bench.start_into(command, writer.try_clone().unwrap(), writer);
+    let load = Load::start(bench.address);
+    bench.handoff(&["swap"]).exits(0);
+    bench.handoff(&["swap", bench.version("ends", "exit 3").to_str().unwrap()]).exits(75);
+    load.ends_clean();
+    bench.handoff(&["stop"]).exits(0);
+    assert_eq!(bench.ends(), 0);
 }

@@ -113,7 +113,9 @@ fn systemd_is_told_how_it_is() {
     let stuck = bench.version("stuck", "sleep 600");
     bench.handoff(&["swap", stuck.to_str().unwrap(), "--no-wait"]).exits(0);
     bench.handoff(&["abort"]).exits(0);
-    assert_eq!(reload(&messages), ["warm", "rollback"]);
+    // Whether there was a process to be ended is a matter of luck.
+    let phases = reload(&messages);
+    assert!(phases == ["warm", "rollback"] || phases == ["warm"], "{phases:?}");
 
     bench.handoff(&["stop"]).exits(0);
     let heard = until(&messages, "STOPPING=1");

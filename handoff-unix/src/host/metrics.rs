@@ -26,8 +26,8 @@ pub(super) fn describe() {
     describe_histogram!(
         UNAVAILABLE,
         Unit::Seconds,
-        "How long nobody served in a handoff that came so far: from the end of the drain until the \
-         successor was ready, or the incumbent was seen to serve again."
+        "How long nobody served in a handoff that came so far: from when the incumbent was told to \
+         drain until the successor was ready, or the incumbent was seen to serve again."
     );
     describe_gauge!(
         OPEN_CONNECTIONS,

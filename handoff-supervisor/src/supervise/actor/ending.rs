@@ -57,9 +57,7 @@ impl Actor {
         let code = if stuck.is_some() { exit::SOFTWARE } else { exit::OK };
         let reply = match stuck {
             Some(stuck) => Reply::Refused(refused(exit::SOFTWARE, "io_error", stuck)),
-            None => {
-                Reply::Done { message: "the daemon and its supervisor are stopped".to_string() }
-            }
+            None => Reply::Done { message: "the daemon and its supervisor have ended".to_string() },
         };
         let waiters = self.stopping.replace(Vec::new()).unwrap_or_default();
         let mail = self.mail.clone();

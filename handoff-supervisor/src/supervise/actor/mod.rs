@@ -154,6 +154,15 @@ impl Actor {
         }
         let backoff = parts.config.supervisor.restart_first;
         let former = parts.state.serving.clone();
+        // What a supervisor before this one has begun to watch.
+        let left =
+            parts.state.probation_until.map(|until| until.saturating_sub(at(SystemTime::now())));
+        let left = left.filter(|left| *left > 0).map(Duration::from_millis);
+        let probation = left.zip(parts.state.previous.clone()).map(|(left, previous)| {
+            // A clock that was set back makes it no longer than it is.
+            let longest = parts.config.handoff.probation.unwrap_or_default();
+            Probation { until: Instant::now() + left.min(longest), previous }
+        });
         Self {
             state: parts.state,
             history: parts.history,
@@ -161,7 +170,7 @@ impl Actor {
             missing,
             serving: None,
             doing: Doing::Idle,
-            probation: None,
+            probation,
             since: SystemTime::now(),
             mail: parts.mail,
             stopping: None,
@@ -369,6 +378,11 @@ impl Actor {
 
     fn keep(&mut self) {
         self.state.serving = self.serving.clone().or_else(|| self.former.clone());
+        let now = Instant::now();
+        self.state.probation_until = self
+            .probation
+            .as_ref()
+            .map(|it| at(SystemTime::now() + it.until.saturating_duration_since(now)));
         self.keeper.state(&self.state);
     }
 
