@@ -261,10 +261,6 @@ mod tests {
         0xff,
     ]);
 
-    const fn drained(accept_closed: bool) -> Event {
-        Event::Drained { open_conns_remaining: 3, accept_closed }
-    }
-
     /// For how long nobody served, where this was told at these milliseconds, and the end came at `end`.
     fn outage(told: &[(u64, Event)], end: u64) -> Option<u64> {
         let origin = Instant::now();
@@ -281,31 +277,27 @@ mod tests {
     }
 
     #[test]
-    fn nobody_serves_from_the_end_of_the_drain_until_somebody_does_again() {
+    fn nobody_serves_from_the_drain_until_somebody_does_again() {
         let phase = Event::Phase;
         let (warm, drain) = ((0, phase(Phase::Warm)), (10, phase(Phase::Drain)));
         let (seal, open) = ((35, phase(Phase::Seal)), (50, phase(Phase::Open)));
         let commit = (90, phase(Phase::Commit));
         let begun = |rest: &[(u64, Event)]| [&[warm.clone(), drain.clone()], rest].concat();
 
-        let told = begun(&[(30, drained(true)), seal.clone(), open.clone(), commit.clone()]);
-        assert_eq!(outage(&told, 95), Some(60), "until it is ready");
+        let told = begun(&[seal.clone(), open.clone(), commit.clone()]);
+        assert_eq!(outage(&told, 95), Some(80), "until it is ready");
 
-        let told = begun(&[(30, drained(false)), seal.clone(), open.clone(), commit.clone()]);
-        assert_eq!(outage(&told, 95), Some(55), "it accepts until it seals");
+        let told = begun(&[seal.clone(), (80, phase(Phase::Rollback))]);
+        assert_eq!(outage(&told, 100), Some(90), "until the rollback is confirmed");
 
-        let told = begun(&[(30, drained(true)), seal.clone(), (80, phase(Phase::Rollback))]);
-        assert_eq!(outage(&told, 100), Some(70), "until the rollback is confirmed");
-
-        let told = begun(&[(40, phase(Phase::Rollback))]);
-        assert_eq!(outage(&told, 60), None, "it was not drained");
+        assert_eq!(outage(&[warm.clone(), (40, phase(Phase::Rollback))], 60), None, "no drain");
 
         let told = begun(&[(20, phase(Phase::Promote)), open.clone(), commit.clone()]);
-        assert_eq!(outage(&told, 95), Some(70), "the incumbent is gone");
+        assert_eq!(outage(&told, 95), Some(80), "the incumbent is gone");
 
         let lost = (95, phase(Phase::Rollback));
-        let told = begun(&[(30, drained(true)), seal, open, commit, lost]);
-        assert_eq!(outage(&told, 130), Some(60 + 35), "the successor is gone");
+        let told = begun(&[seal, open, commit, lost]);
+        assert_eq!(outage(&told, 130), Some(80 + 35), "the successor is gone");
     }
 
     #[test]
