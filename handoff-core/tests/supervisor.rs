@@ -232,6 +232,16 @@ fn a_dry_run_ends_with_hello() {
     s.done(written());
     s.done(reaped());
     assert_eq!(s.verdict(), (Verdict::Refused, Some(Reason::OperatorAbort), Some(O_PID)));
+
+    // That the incumbent has ended meanwhile is what there is to tell.
+    let mut s = dry_run();
+    s.done(exited(O_PID));
+    s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
+    s.take();
+    s.done(written());
+    s.done(reaped());
+    s.done(nobody());
+    assert_eq!(s.verdict(), (Verdict::Unknown, Some(Reason::IncumbentLost), None));
 }
 
 /// C1: the role, the pid and the uid of a Hello are checked against the kernel's.

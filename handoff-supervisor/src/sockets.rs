@@ -179,8 +179,9 @@ impl Trouble {
 /// Finds or binds the configured listeners.
 ///
 /// A listener is, in this order: what was given under its name, if it is what the configuration says; what
-/// `daemon`, which serves, has by the inode in `kept`; and only where no daemon serves, bound anew (R10).
-/// Whatever else was given is closed, and complained of.
+/// `daemon`, which serves, has by the inode in `kept`; and only where no daemon serves, bound anew (R10), or
+/// where `kept` has others and not this one, which then is a new one. Whatever else was given is closed, and
+/// complained of.
 ///
 /// # Errors
 ///
@@ -196,21 +197,32 @@ pub(crate) fn gather(
     let mut given: Vec<Given> =
         given.into_iter().map(|(name, fd, origin)| Given { name, fd, origin }).collect();
     let inode = |name: &str| kept.iter().find(|kept| kept.name == name).map(|kept| kept.inode);
+    let new = |name: &str| !kept.is_empty() && inode(name).is_none();
     let mut found = Vec::with_capacity(listeners.len());
     for listener in listeners {
         let mine = given.extract_if(.., |given| given.name == listener.name).collect();
         found.push(choose(listener, mine, inode(&listener.name), daemon, &mut gathered)?);
     }
     if let Some(pid) = daemon {
-        let wanted = listeners.iter().zip(&mut found).filter(|(_, found)| found.is_none());
+        let wanted = listeners.iter().zip(&mut found);
+        let wanted = wanted.filter(|(listener, found)| found.is_none() && !new(&listener.name));
         let wanted = wanted.map(|(listener, found)| (listener, inode(&listener.name), found));
         from_daemon(pid, wanted.collect(), &mut gathered);
     }
     for (listener, found) in listeners.iter().zip(found) {
         match found {
             Some(held) => gathered.held.push(held),
-            None if daemon.is_some() => gathered.missing.push(listener.name.clone()),
-            None => gathered.held.push(bind(listener, &given)?),
+            None if daemon.is_some() && !new(&listener.name) => {
+                gathered.missing.push(listener.name.clone());
+            }
+            None => match bind(listener, &given) {
+                Ok(held) => gathered.held.push(held),
+                Err(trouble) if daemon.is_some() => {
+                    gathered.complain(trouble);
+                    gathered.missing.push(listener.name.clone());
+                }
+                Err(trouble) => return Err(trouble),
+            },
         }
     }
     for Given { name, fd, origin } in given {
@@ -236,7 +248,10 @@ impl Gathered {
     }
 
     fn forget_if(&mut self, origin: Origin, name: &str) {
-        if origin == Origin::FdStore && !self.forget.iter().any(|known| known == name) {
+        // What a former binary held may be in the store as well.
+        if matches!(origin, Origin::FdStore | Origin::Reexec)
+            && !self.forget.iter().any(|known| known == name)
+        {
             self.forget.push(name.into());
         }
     }
@@ -789,14 +804,18 @@ mod tests {
         let gathered = gather(&configured, vec![], daemon.pid(), &kept).unwrap();
         let origins: Vec<_> =
             gathered.held.iter().map(|h| (h.name.as_str(), h.origin.name())).collect();
-        assert_eq!(origins, [("http", "daemon"), ("admin", "daemon")]);
+        // The daemon never had the last one, so that is not bound beside it.
+        assert_eq!(origins, [("http", "daemon"), ("admin", "daemon"), ("new", "bound")]);
         assert_eq!(gathered.held[0].status().address, address);
         assert!(nonblocking(&gathered.held[0].fd));
-        // R10: never bound beside a daemon that serves.
+        assert!(gathered.complaints.is_empty() && gathered.missing.is_empty(), "{gathered:?}");
+        UnixStream::connect(&path).unwrap();
+
+        // R10: never bound beside a daemon that serves, where it may be one of its own.
+        let gathered = gather(&configured[2..], vec![], daemon.pid(), &[]).unwrap();
         assert_eq!(gathered.missing, ["new"]);
         let [complaint] = &gathered.complaints[..] else { panic!("{gathered:?}") };
         assert!(complaint.contains("\"new\": nothing tells which socket"), "{complaint}");
-        UnixStream::connect(&path).unwrap();
     }
 
     #[test]

@@ -5,7 +5,6 @@
 use std::env;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -21,8 +20,8 @@ const KEPT: &str = "HANDOFF_KEPT";
 /// close-on-exec is closed. Children stay children, and a subreaper stays one. The environment stays but
 /// for `LISTEN_*`, whose descriptors are spent.
 ///
-/// Signals that come between this and [`unblock_signals`] in the new program wait for that, instead of
-/// ending a program that is not ready for them. Names must have no `/` and no `=`.
+/// Signals that the calling thread blocks are blocked in the new program too, and those that wait go on
+/// waiting. Names must have no `/` and no `=`.
 ///
 /// It returns only where that failed, with the error, and nothing is changed then.
 pub fn replace(program: &Path, args: &[OsString], keep: &[(String, BorrowedFd<'_>)]) -> io::Error {
@@ -68,45 +67,19 @@ fn execute(
         strings.iter().map(|it| it.as_ptr()).chain([ptr::null()]).collect()
     };
     let (argv, envp) = (pointers(argv), pointers(envp));
-    for (_, fd) in keep {
-        if let Err(error) = fcntl_setfd(fd, FdFlags::empty()) {
-            return error.into();
+    let passed = keep.iter().try_for_each(|(_, fd)| fcntl_setfd(fd, FdFlags::empty()));
+    let error = match passed {
+        Ok(()) => {
+            // SAFETY: both arrays end with a null pointer and point to strings that live across the call.
+            unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+            io::Error::last_os_error()
         }
-    }
-    let former = mask(libc::SIG_SETMASK, true);
-    // SAFETY: both arrays end with a null pointer and point to strings that live across the call.
-    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
-    let error = io::Error::last_os_error();
-    if let Some(former) = former {
-        // SAFETY: `former` was filled by the system.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const former, ptr::null_mut()) };
-    }
+        Err(error) => error.into(),
+    };
     for (_, fd) in keep {
         let _ = fcntl_setfd(fd, FdFlags::CLOEXEC);
     }
     error
-}
-
-/// Applies a set of all signals, or of none, to this thread's mask; gives the former mask.
-fn mask(how: libc::c_int, all: bool) -> Option<libc::sigset_t> {
-    let (mut set, mut former) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    // SAFETY: the set is initialised by the function that fills or empties it, and the former mask by the
-    // system where it returns 0.
-    unsafe {
-        if all {
-            libc::sigfillset(set.as_mut_ptr());
-        } else {
-            libc::sigemptyset(set.as_mut_ptr());
-        }
-        let result = libc::pthread_sigmask(how, set.as_ptr(), former.as_mut_ptr());
-        (result == 0).then(|| former.assume_init())
-    }
-}
-
-/// Takes the signals that have waited since [`replace`]: to be called by the thread that called `main`, once
-/// it has said what to do with them. Threads that it has started before keep them blocked.
-pub fn unblock_signals() {
-    mask(libc::SIG_SETMASK, false);
 }
 
 /// What the former program of this process has kept for this one, by name, close-on-exec again. `None`

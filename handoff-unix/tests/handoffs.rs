@@ -15,7 +15,7 @@ use std::ffi::OsStr;
 use std::fmt::Debug;
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Once};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -108,6 +108,12 @@ impl Bench {
         front.handoff(&Handoff::new(launch), on, || turn(host)).unwrap()
     }
 
+    /// Ends all daemons; gives those that would not.
+    fn end(&mut self) -> Vec<u32> {
+        let Self { host, front, .. } = self;
+        front.shutdown(Duration::ZERO, || turn(host)).unwrap()
+    }
+
     /// What a daemon writes to a file, sooner or later.
     fn written(&self, name: &str) -> String {
         written(&self.dir.path().join(name))
@@ -127,8 +133,7 @@ fn written(path: &Path) -> String {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        let Self { host, front, .. } = self;
-        let _ = front.shutdown(Duration::ZERO, || turn(host));
+        self.end();
     }
 }
 
@@ -152,6 +157,42 @@ fn x1_a_daemon_knows_when_it_is_the_incumbent_for_good() {
     });
     assert_eq!(report.verdict, Verdict::Committed, "{report}");
     assert_eq!(bench.written("second"), "true");
+}
+
+/// R10, R14: a daemon that was not started by a supervisor, in a process group with others, is watched, and
+/// ended without them.
+#[test]
+fn r10_a_daemon_that_leads_no_group_is_watched_and_ended() {
+    let mut bench = Bench::start();
+    assert_eq!(bench.end(), []);
+    for name in ["killed", "stopped"] {
+        let launch = bench.daemon(name);
+        let mut daemon = Command::new(&launch.program)
+            .args(&launch.args)
+            .envs(launch.env.iter().map(|(name, value)| (name, value)))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        assert_eq!(bench.written(name), "true");
+        let Bench { host, front, .. } = &mut bench;
+        let found = front.start(&launch, || turn(host)).unwrap();
+        assert_eq!((found.pid, found.started), (daemon.id(), false));
+        if name == "killed" {
+            daemon.kill().unwrap();
+        } else {
+            assert_eq!(bench.end(), []);
+        }
+        let Bench { host, front, .. } = &mut bench;
+        let exited = loop {
+            match front.exit() {
+                Some((pid, _)) if pid == daemon.id() => break pid,
+                Some(_) => {}
+                None => turn(host).unwrap(),
+            }
+        };
+        assert_eq!(exited, daemon.id());
+        daemon.wait().unwrap();
+    }
 }
 
 thread_local! {

@@ -44,7 +44,7 @@ fn r17_who_is_stopped_is_killed_when_it_is_to_end() {
     let dir = scratch();
     for (stops, end) in [(false, "SIGTERM"), (true, "SIGKILL")] {
         let mut effects = effects(dir.path());
-        effects.launch(Launch::new("sleep").arg("600"), Duration::from_secs(1));
+        effects.launch(Some((Launch::new("sleep").arg("600"), Duration::from_secs(1))));
         let spawned = effects.finish(effects.job(Effect::Spawn { successor: false })());
         let Some(Outcome::Spawned(Ok(pid))) = spawned.outcome else { panic!("{spawned:?}") };
         if stops {

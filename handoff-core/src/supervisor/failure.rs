@@ -152,6 +152,10 @@ impl Supervisor {
         // Of one that is silent nothing is to be expected but the answer to a probe.
         let (limit, silence) = (now + timing.confirm, now + timing.slack);
         let Some(swap) = self.swap() else { return };
+        if swap.went_well() && swap.incumbent.exited {
+            let detail = "the incumbent ended during the dry run".to_string();
+            swap.trouble = Some(Trouble { reason: Reason::IncumbentLost, detail });
+        }
         if !swap.prepared && !swap.promoted && !swap.incumbent.exited {
             let verdict = if swap.went_well() { Verdict::DryRun } else { Verdict::Refused };
             let serving = swap.incumbent.pid;

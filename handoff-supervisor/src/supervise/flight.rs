@@ -212,13 +212,18 @@ impl Flight {
             to_us: self.since(end),
         });
         let spans: Vec<Span> = spans.collect();
+        // R14: a child that will not die is reported.
+        let stuck = report.stuck.map(|pid| format!("process group {pid} will not die"));
+        let trouble = report.trouble.as_ref().map(|trouble| trouble.detail.clone());
+        let detail: Vec<String> = trouble.into_iter().chain(stuck).collect();
+        let detail = (!detail.is_empty()).then(|| detail.join("; "));
         let entry = Entry {
             kind: self.asked.kind.to_string(),
             at: at(SystemTime::now()),
             id: Some(self.id.to_string()),
             verdict: Some(report.verdict.code().to_string()),
             code: report.trouble.as_ref().map(|trouble| trouble.reason.code().to_string()),
-            detail: report.trouble.as_ref().map(|trouble| trouble.detail.clone()),
+            detail,
             from: self.from.clone(),
             binary: Some(self.asked.binary.path.clone()),
             serving: report.serving,
@@ -256,6 +261,8 @@ impl Flight {
 /// What a verb exits with after this.
 pub(super) fn exit_code(entry: &Entry) -> u8 {
     match (entry.verdict.as_deref(), entry.serving) {
+        // A start that failed.
+        (None, None) if entry.code.is_some() => exit::SOFTWARE,
         (None | Some("committed" | "dry_run"), _) => exit::OK,
         (Some("rolled_back" | "refused"), Some(_)) => exit::TEMPORARY,
         _ => exit::SOFTWARE,

@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Sender};
 use std::thread;
@@ -36,6 +36,28 @@ pub(super) struct State {
     pub(super) probation_until: Option<u64>,
     /// The listeners that were passed on.
     pub(super) listeners: Vec<sockets::Kept>,
+    /// What is being swapped in, until it is known whether it serves.
+    pub(super) next: Option<Next>,
+    /// Who serves is on probation.
+    pub(super) probation: Option<Probation>,
+}
+
+/// A handoff, as whoever comes into it has to know it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Next {
+    pub(super) id: String,
+    pub(super) kind: String,
+    pub(super) binary: Binary,
+    pub(super) reason: Option<String>,
+    pub(super) key: Option<String>,
+    pub(super) uid: Option<u32>,
+}
+
+/// Until when, in milliseconds since 1970, a daemon that fails is replaced by what served before.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Probation {
+    pub(super) until_at: u64,
+    pub(super) previous: Binary,
 }
 
 /// A binary as it was when it was started.
@@ -105,16 +127,15 @@ impl Keeper {
             let path = history_file.display();
             complaints.push(format!("{unread} lines of {path} cannot be understood"));
         }
-        let mut append =
-            OpenOptions::new().append(true).create(true).mode(0o600).open(&history_file)?;
+        let mut append = OpenOptions::new();
+        let append = append.read(true).append(true).create(true).mode(0o600).open(&history_file)?;
+        let mut lines = Lines::after(append);
         let (to, from) = mpsc::channel();
         thread::Builder::new().name("keeper".into()).spawn(move || {
             for write in from {
                 let written = match write {
                     Job::State(text) => replace(&state_file, &text),
-                    Job::Entry(line) => {
-                        append.write_all(line.as_bytes()).and_then(|()| append.sync_data())
-                    }
+                    Job::Entry(line) => lines.add(&line),
                     Job::Flush(done) => {
                         let _ = done.send(());
                         Ok(())
@@ -146,6 +167,32 @@ impl Keeper {
         let (done, wait) = mpsc::channel();
         let _ = self.to.send(Job::Flush(done));
         let _ = wait.recv_timeout(std::time::Duration::from_secs(1));
+    }
+}
+
+/// A file of lines.
+struct Lines {
+    file: File,
+    /// The last line was cut off, by a crash or a full disk.
+    torn: bool,
+}
+
+impl Lines {
+    fn after(file: File) -> Self {
+        let mut last = [b'\n'];
+        let length = file.metadata().map_or(0, |meta| meta.len());
+        let read = length.checked_sub(1).map(|at| file.read_exact_at(&mut last, at));
+        Self { torn: read.is_some_and(|read| read.is_err()) || last != *b"\n", file }
+    }
+
+    fn add(&mut self, line: &str) -> io::Result<()> {
+        if self.torn {
+            self.file.write_all(b"\n")?;
+        }
+        self.torn = true;
+        self.file.write_all(line.as_bytes())?;
+        self.torn = false;
+        self.file.sync_data()
     }
 }
 
@@ -207,6 +254,21 @@ mod tests {
         assert_eq!(state.generation, 0);
         assert!(complaints[0].contains("state.json cannot be understood"), "{complaints:?}");
         assert!(dir.path().join("state.json.unreadable").exists());
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_takes_none_with_it() {
+        let dir = tempfile::Builder::new().prefix("handoff keep ").tempdir().unwrap();
+        fs::write(dir.path().join(HISTORY), "{\"kind\":\"sta").unwrap();
+        for kind in ["adopt", "exit"] {
+            let (keeper, ..) = Keeper::open(dir.path()).unwrap();
+            keeper.entry(&Entry { kind: kind.into(), ..Entry::default() });
+            keeper.flush();
+        }
+        let (_, _, history, complaints) = Keeper::open(dir.path()).unwrap();
+        let kinds: Vec<&str> = history.iter().map(|entry| entry.kind.as_str()).collect();
+        assert_eq!(kinds, ["adopt", "exit"]);
+        assert!(complaints[0].starts_with("1 lines of "), "{complaints:?}");
     }
 
     #[test]

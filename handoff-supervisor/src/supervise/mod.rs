@@ -15,6 +15,7 @@ mod flight;
 mod health;
 mod keep;
 mod launch;
+mod log;
 mod metrics;
 mod output;
 mod server;
@@ -49,8 +50,8 @@ enum Mail {
     Health(u32, Result<(), String>),
     /// A new binary of the supervisor was tried, and the client knows.
     Reexec(PathBuf),
-    /// Every daemon has ended, but for these.
-    Stopped(Vec<u32>),
+    /// Every daemon has ended, unless this says what has not.
+    Stopped(Option<String>),
     /// Everybody who waits knows: the process ends with this code.
     End(u8),
     /// SIGTERM or SIGINT.

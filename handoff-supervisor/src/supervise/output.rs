@@ -12,9 +12,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
+use std::time::Duration;
 
+use handoff_unix::poll;
+use handoff_unix::wake::Waker;
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{FallocateFlags, SeekFrom};
 
@@ -26,6 +30,10 @@ const SHARE: u64 = 1 << 20;
 const PLACES: &str = "places";
 /// The longest line that is held back until it is whole.
 const LONGEST_LINE: usize = 64 << 10;
+/// What the name of the file ends with that says how much of another was passed on.
+const PASSED: &str = ".passed";
+/// How long a supervisor that ends waits for its own readers.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a daemon writes to.
 #[derive(Clone, Debug)]
@@ -41,13 +49,25 @@ impl Files {
     }
 }
 
-/// Passes on what daemons write.
+/// Passes on what daemons write. The thread that does so is the only one that waits for a reader who
+/// does not read.
 #[derive(Debug)]
 pub(super) struct Output {
     dir: PathBuf,
-    /// How far the supervisor before this one was in each file, where it has said so.
-    places: BTreeMap<PathBuf, u64>,
-    tails: Arc<Mutex<Vec<Tail>>>,
+    orders: Sender<Order>,
+    waker: Waker,
+    /// The files that are passed on.
+    followed: Vec<PathBuf>,
+}
+
+/// What the thread is told.
+#[derive(Debug)]
+enum Order {
+    Follow(Tail),
+    /// Who wrote to it is gone: what is left is passed on, and the file removed.
+    Over(PathBuf),
+    /// Answered when all that is there was passed on.
+    Drain(Sender<()>),
 }
 
 /// A file that is passed on.
@@ -55,10 +75,11 @@ pub(super) struct Output {
 struct Tail {
     path: PathBuf,
     file: File,
+    /// Where it is written down how much was passed on, for the supervisor after this one.
+    passed: Option<File>,
     /// How much was passed on, and how much of it was given back.
     read: u64,
     freed: u64,
-    /// The daemon is gone: what is left is passed on, and the file removed.
     over: bool,
 }
 
@@ -66,17 +87,19 @@ impl Output {
     /// In this directory, which is made where it is missing.
     pub(super) fn start(dir: PathBuf) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
-        let places = places(&dir);
-        let watch = inotify::init(CreateFlags::CLOEXEC)?;
-        inotify::add_watch(&watch, &dir, WatchFlags::MODIFY | WatchFlags::ATTRIB)?;
-        let tails: Arc<Mutex<Vec<Tail>>> = Arc::default();
-        let shared = Arc::clone(&tails);
-        thread::Builder::new().name("output".into()).spawn(move || follow(&watch, &shared))?;
-        Ok(Self { dir, places, tails })
+        let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&watch, &dir, WatchFlags::MODIFY)?;
+        let waker = Waker::new()?;
+        let (orders, taken) = mpsc::channel();
+        let woken = waker.clone();
+        thread::Builder::new()
+            .name("output".into())
+            .spawn(move || follow(&watch, &woken, &taken))?;
+        Ok(Self { dir, orders, waker, followed: Vec::new() })
     }
 
     /// Files for a daemon that is about to be started, and their descriptors for it.
-    pub(super) fn make(&self, name: &str) -> io::Result<(Files, OwnedFd, OwnedFd)> {
+    pub(super) fn make(&mut self, name: &str) -> io::Result<(Files, OwnedFd, OwnedFd)> {
         let path = |stream| self.dir.join(format!("{name}.{stream}"));
         let files = Files { stdout: path("stdout"), stderr: path("stderr") };
         let open = |path: &Path| {
@@ -89,99 +112,95 @@ impl Output {
     }
 
     /// Passes on what is written to these from now on, and what was written since they were last read.
-    fn follow(&self, files: &Files) -> io::Result<()> {
+    fn follow(&mut self, files: &Files) -> io::Result<()> {
         for path in [&files.stdout, &files.stderr] {
-            let file = OpenOptions::new().read(true).write(true).open(path)?;
-            // What was passed on before this supervisor was given back, all but the last of it.
-            let freed = rustix::fs::seek(&file, SeekFrom::Data(0)).unwrap_or(0);
-            let read = self.places.get(path).map_or(freed, |read| freed.max(*read));
-            let tail = Tail { path: path.clone(), file, read, freed, over: false };
-            self.tails().push(tail);
+            let tail = Tail::open(path)?;
+            self.followed.push(path.clone());
+            self.tell(Order::Follow(tail));
         }
         Ok(())
     }
 
     /// The files of a daemon that another supervisor has started, if it writes to such.
-    pub(super) fn adopt(&self, pid: u32) -> Option<Files> {
+    pub(super) fn adopt(&mut self, pid: u32) -> Option<Files> {
         let file = |fd| {
             let path = fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
             (path.parent() == Some(self.dir.as_path())).then_some(path)
         };
         let files = Files { stdout: file(1)?, stderr: file(2)? };
-        self.follow(&files).ok()?;
+        if !self.followed.contains(&files.stderr) {
+            self.follow(&files).ok()?;
+        }
         Some(files)
     }
 
     /// Removes the files that nobody is followed by: of daemons that ended while no supervisor was there.
     pub(super) fn clear(&self) {
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
-        let tails = self.tails();
         for path in entries.flatten().map(|entry| entry.path()) {
-            if !tails.iter().any(|tail| tail.path == path) {
+            if !self.followed.iter().any(|followed| *followed == path || passed(followed) == path) {
                 let _ = fs::remove_file(path);
             }
         }
     }
 
     /// The daemon has ended: what is left is passed on, then the files are removed.
-    pub(super) fn over(&self, files: &Files) {
-        let mut tails = self.tails();
-        for tail in tails.iter_mut() {
-            if tail.path == files.stdout || tail.path == files.stderr {
-                tail.over = true;
-            }
-        }
-        drop(tails);
-        // Wakes the thread.
+    pub(super) fn over(&mut self, files: &Files) {
         for path in [&files.stdout, &files.stderr] {
-            if let Ok(file) = OpenOptions::new().write(true).open(path) {
-                let _ = rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o600));
-            }
+            self.followed.retain(|followed| followed != path);
+            self.tell(Order::Over(path.clone()));
         }
     }
 
-    /// Passes on all that is there now: before the supervisor ends.
+    /// Passes on all that is there now, before the supervisor ends: unless nobody reads it.
     pub(super) fn drain(&self) {
-        let mut tails = self.tails();
-        pass_on(&mut tails);
-        let place =
-            |tail: &Tail| Some(format!("{} {}\n", tail.read, tail.path.file_name()?.to_str()?));
-        let places: String = tails.iter().filter_map(place).collect();
-        // Without it the next one passes on some of it again.
-        let file = self.dir.join(PLACES);
-        let _ = if places.is_empty() { fs::remove_file(file) } else { fs::write(file, places) };
+        let (done, wait) = mpsc::channel();
+        self.tell(Order::Drain(done));
+        let _ = wait.recv_timeout(PATIENCE);
     }
 
-    fn tails(&self) -> std::sync::MutexGuard<'_, Vec<Tail>> {
-        self.tails.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tell(&self, order: Order) {
+        let _ = self.orders.send(order);
+        self.waker.wake();
     }
 }
 
-/// What [`Output::drain`] has left, once.
-fn places(dir: &Path) -> BTreeMap<PathBuf, u64> {
-    let file = dir.join(PLACES);
-    let text = fs::read_to_string(&file).unwrap_or_default();
-    let _ = fs::remove_file(&file);
-    let place = |line: &str| {
-        let (read, name) = line.split_once(' ')?;
-        Some((dir.join(name), read.parse().ok()?))
-    };
-    text.lines().filter_map(place).collect()
-}
-
-fn follow(watch: &OwnedFd, tails: &Mutex<Vec<Tail>>) {
+fn follow(watch: &OwnedFd, waker: &Waker, orders: &Receiver<Order>) {
+    let mut tails = Vec::new();
     // What happened is not looked at: all files are few.
     let mut events = [0; 4096];
-    while rustix::io::read(watch, &mut events).is_ok_and(|count| count > 0) {
-        pass_on(&mut tails.lock().unwrap_or_else(PoisonError::into_inner));
+    loop {
+        let fds = &mut [PollFd::new(watch, PollFlags::IN), PollFd::new(waker, PollFlags::IN)];
+        if poll::wait(fds, None).is_err() {
+            return;
+        }
+        waker.drain();
+        while rustix::io::read(watch, &mut events).is_ok_and(|count| count > 0) {}
+        let mut drained = Vec::new();
+        for order in orders.try_iter() {
+            match order {
+                Order::Follow(tail) => tails.push(tail),
+                Order::Over(path) => {
+                    tails
+                        .iter_mut()
+                        .filter(|tail| tail.path == path)
+                        .for_each(|tail| tail.over = true);
+                }
+                Order::Drain(done) => drained.push(done),
+            }
+        }
+        pass_on(&mut tails);
+        for done in drained {
+            let _ = done.send(());
+        }
     }
 }
 
 fn pass_on(tails: &mut Vec<Tail>) {
     for tail in &mut *tails {
         let to: &mut dyn Write = match tail.path.extension().map(OsStr::as_bytes) {
-            Some(b"stdout") => &mut io::stdout().lock(),
-            _ => &mut io::stderr().lock(),
+            Some(b"stdout") => &mut io::stdout(),
+            _ => &mut io::stderr(),
         };
         if let Err(error) = tail.pass_on(to) {
             // There may be nobody to tell: the output itself may be what failed.
@@ -191,12 +210,34 @@ fn pass_on(tails: &mut Vec<Tail>) {
     tails.retain(|tail| {
         if tail.over {
             let _ = fs::remove_file(&tail.path);
+            let _ = fs::remove_file(passed(&tail.path));
         }
         !tail.over
     });
 }
 
+/// The file that says how much of this one was passed on.
+fn passed(path: &Path) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(PASSED);
+    path.into()
+}
+
 impl Tail {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let passed = options.open(passed(path)).ok();
+        let mut number = [0; 8];
+        let read = match passed.as_ref().map(|passed| passed.read_exact_at(&mut number, 0)) {
+            Some(Ok(())) => u64::from_le_bytes(number).min(file.metadata()?.len()),
+            // What was passed on was given back, all but the last of it.
+            _ => rustix::fs::seek(&file, SeekFrom::Data(0)).unwrap_or(0),
+        };
+        Ok(Self { path: path.to_owned(), file, passed, read, freed: read, over: false })
+    }
+
     /// Whole lines, so that those of two daemons are not mixed.
     fn pass_on(&mut self, to: &mut dyn Write) -> io::Result<()> {
         let mut buffer = vec![0; LONGEST_LINE];
@@ -212,8 +253,13 @@ impl Tail {
                 return Ok(());
             }
             self.read += whole as u64;
-            to.write_all(read.get(..whole).unwrap_or_default())?;
-            to.flush()?;
+            let written =
+                to.write_all(read.get(..whole).unwrap_or_default()).and_then(|()| to.flush());
+            if let Some(passed) = &self.passed {
+                // Without it the next supervisor passes on some of it again.
+                let _ = passed.write_all_at(&self.read.to_le_bytes(), 0);
+            }
+            written?;
             self.give_back();
         }
     }
@@ -253,10 +299,9 @@ mod tests {
     #[test]
     fn lines_are_passed_on_whole_and_what_is_left_at_the_end() {
         let dir = tempfile::Builder::new().prefix("handoff output ").tempdir().unwrap();
-        let output = Output::start(dir.path().join("output")).unwrap();
+        let mut output = Output::start(dir.path().join("output")).unwrap();
         let (files, _stdout, stderr) = output.make("1").unwrap();
-        let mut tail = output.tails().pop().unwrap();
-        assert_eq!(tail.path, files.stderr);
+        let mut tail = Tail::open(&files.stderr).unwrap();
         let mut seen = Vec::new();
         write(&stderr, "one\ntw");
         tail.pass_on(&mut seen).unwrap();
@@ -273,40 +318,49 @@ mod tests {
     #[test]
     fn what_was_passed_on_takes_no_room_and_is_not_passed_on_by_the_next_supervisor() {
         let dir = tempfile::Builder::new().prefix("handoff output ").tempdir().unwrap();
-        let output = Output::start(dir.path().to_path_buf()).unwrap();
-        let (files, _stdout, stderr) = output.make("1").unwrap();
-        let mut tail = output.tails().pop().unwrap();
+        let file = dir.path().join("1.stderr");
+        let stderr = OwnedFd::from(File::create(&file).unwrap());
+        let mut tail = Tail::open(&file).unwrap();
         let line = "x".repeat(1023) + "\n";
         for _ in 0..4 << 10 {
             write(&stderr, &line);
         }
+        write(&stderr, "half a ");
         let mut seen = Vec::new();
         tail.pass_on(&mut seen).unwrap();
         assert_eq!(seen.len(), 4 << 20);
         use std::os::unix::fs::MetadataExt;
-        let taken = fs::metadata(&files.stderr).unwrap().blocks() * 512;
+        let taken = fs::metadata(&file).unwrap().blocks() * 512;
         assert!(taken <= SHARE + KEPT + 4096, "{taken}");
 
-        output.tails().clear();
-        output.follow(&files).unwrap();
-        let next = output.tails().pop().unwrap();
+        drop(tail);
+        write(&stderr, "line\n");
+        let mut seen = Vec::new();
+        Tail::open(&file).unwrap().pass_on(&mut seen).unwrap();
+        assert_eq!(String::from_utf8(seen).unwrap(), "half a line\n");
+
+        // Where that is not written down, little of it is passed on again.
+        fs::remove_file(passed(&file)).unwrap();
+        let next = Tail::open(&file).unwrap();
         assert!(next.read >= (4 << 20) - SHARE - KEPT - 4096, "{}", next.read);
     }
 
     #[test]
-    fn after_an_end_in_order_nothing_is_passed_on_twice() {
+    fn the_files_of_who_is_gone_are_removed() {
         let dir = tempfile::Builder::new().prefix("handoff output ").tempdir().unwrap();
-        let output = Output::start(dir.path().to_path_buf()).unwrap();
-        let (files, _stdout, stderr) = output.make("1").unwrap();
-        write(&stderr, "one\ntw");
+        let mut output = Output::start(dir.path().to_path_buf()).unwrap();
+        let (gone, ..) = output.make("1").unwrap();
+        let (stays, ..) = output.make("2").unwrap();
+        fs::write(dir.path().join("0.stderr"), "of long ago").unwrap();
+        output.over(&gone);
         output.drain();
-        let output = Output::start(dir.path().to_path_buf()).unwrap();
-        write(&stderr, "o\n");
-        output.follow(&files).unwrap();
-        let mut tail = output.tails().pop().unwrap();
-        let mut seen = Vec::new();
-        tail.pass_on(&mut seen).unwrap();
-        assert_eq!(seen, b"two\n");
-        assert!(!dir.path().join(PLACES).exists());
+        output.clear();
+        let mut left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        left.sort();
+        let mut expected = vec![stays.stdout.clone(), stays.stderr.clone()];
+        expected.extend([passed(&stays.stdout), passed(&stays.stderr)]);
+        expected.sort();
+        assert_eq!(left, expected);
     }
 }

@@ -17,6 +17,8 @@ use crate::exit;
 
 /// How many clients are served at a time. Others wait to be accepted.
 const CLIENTS: usize = 64;
+/// How many of them may watch, so that whoever only looks keeps nobody from acting.
+const WATCHERS: usize = CLIENTS / 2;
 /// How long a client may take to say what it wants.
 const REQUEST: Duration = Duration::from_secs(5);
 /// How long it may take to read a reply.
@@ -36,6 +38,18 @@ pub(super) struct Desk {
     pub(super) news: watch::Receiver<u64>,
     /// Who may ask (R12).
     pub(super) users: Users,
+    /// Places for those who watch.
+    pub(super) watchers: Arc<Semaphore>,
+}
+
+impl Desk {
+    pub(super) fn new(
+        mail: mpsc::UnboundedSender<Mail>,
+        news: watch::Receiver<u64>,
+        users: Users,
+    ) -> Self {
+        Self { mail, news, users, watchers: Arc::new(Semaphore::new(WATCHERS)) }
+    }
 }
 
 /// Serves clients, for ever.
@@ -80,6 +94,13 @@ async fn client(stream: UnixStream, desk: &Desk) -> io::Result<()> {
         }
         Err(_) => return Ok(()),
     };
+    let watches = request == Request::Status { watch: true };
+    let watcher = watches.then(|| Arc::clone(&desk.watchers).try_acquire_owned());
+    if let Some(Err(_)) = watcher {
+        let message = format!("{WATCHERS} clients watch already; end some of them");
+        let refusal = Refusal { code: "busy".into(), exit: exit::TEMPORARY, message };
+        return write(&mut writer, &Reply::Refused(refusal)).await;
+    }
     // A client says one thing. That it is gone is seen when it is written to.
     answer(&mut writer, request, uid, desk).await
 }

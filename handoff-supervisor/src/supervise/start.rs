@@ -13,8 +13,10 @@ use handoff_tokio::{Supervisor, SupervisorConfig};
 use handoff_unix::control::ControlPath;
 use handoff_unix::lock::{LockState, lock_state};
 use handoff_unix::probe::{Users, probe};
-use handoff_unix::{replace, sockets as unix_sockets};
-use tokio::signal::unix::{SignalKind, signal};
+use handoff_unix::sockets as unix_sockets;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
@@ -23,6 +25,7 @@ use tracing_subscriber::registry::LookupSpan;
 use super::actor::{Actor, Parts};
 use super::keep::Keeper;
 use super::launch::refused;
+use super::log::Log;
 use super::output::Output;
 use super::server::{self, Desk};
 use super::{Mail, metrics};
@@ -34,6 +37,8 @@ use crate::systemd::{self, Systemd};
 
 /// What a listener's name begins with among the descriptors that a former binary of this process has kept.
 pub(super) const LISTENER: &str = "listener.";
+/// The same, for those that a socket unit of systemd has made.
+pub(super) const UNIT: &str = "unit.";
 /// The lock of the state directory, among them.
 pub(super) const LOCK: &str = "lock";
 /// The socket for the verbs, among them.
@@ -43,7 +48,16 @@ type Kept = Option<Vec<(String, OwnedFd)>>;
 
 /// Runs a supervisor to its end.
 pub(super) fn start(file: &Path, kept: Kept) -> Result<ExitCode, Refusal> {
-    log();
+    // Before there is any other thread, and for as long as there is one: they wait to be read.
+    let signals = signals().map_err(failed("cannot take", Path::new("signals")))?;
+    let log = Log::start(io::stderr()).map_err(failed("cannot start", Path::new("its log")))?;
+    show(&log);
+    let ended = with_log(file, kept, signals, &log);
+    log.flush();
+    ended
+}
+
+fn with_log(file: &Path, kept: Kept, signals: SignalFd, log: &Log) -> Result<ExitCode, Refusal> {
     let config = config::read(file).map_err(|mistakes| {
         let message =
             format!("{mistakes}\n`handoff check --config {}` explains them", file.display());
@@ -51,13 +65,13 @@ pub(super) fn start(file: &Path, kept: Kept) -> Result<ExitCode, Refusal> {
     })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(failed("cannot start", Path::new("its runtime")))?;
-    let code = runtime.block_on(run(config, kept))?;
+    let ended = runtime.block_on(run(config, kept, signals, log.clone()));
     // What still blocks, a probe or a disk, does not hold up the end.
     runtime.shutdown_background();
-    Ok(code)
+    ended
 }
 
-fn log() {
+fn show(log: &Log) {
     let level = match std::env::var("HANDOFF_LOG").as_deref() {
         Ok("error") => tracing::Level::ERROR,
         Ok("warn") => tracing::Level::WARN,
@@ -67,9 +81,7 @@ fn log() {
     };
     // systemd's journal has the time already.
     let timed = std::env::var_os("JOURNAL_STREAM").is_none();
-    let lines = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(level);
-    // Nobody may read it any more, which is no reason to end: what cannot be written is lost.
-    let lines = lines.log_internal_errors(false);
+    let lines = tracing_subscriber::fmt().with_writer(log.clone()).with_max_level(level);
     // It fails only where there is a log already.
     let _ = lines.event_format(Line { timed }).try_init();
 }
@@ -112,19 +124,18 @@ fn failed(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Refusal {
     }
 }
 
-async fn run(config: Config, kept: Kept) -> Result<ExitCode, Refusal> {
-    // Before anything else, so that none of them ends it from here on.
-    let signals = signals().map_err(failed("cannot take", Path::new("signals")))?;
-    replace::unblock_signals();
-
+async fn run(config: Config, kept: Kept, signals: SignalFd, log: Log) -> Result<ExitCode, Refusal> {
     let again = kept.is_some();
     let (mut lock, mut socket, mut given) = (None, None, Vec::new());
     for (name, fd) in kept.into_iter().flatten() {
-        match name.strip_prefix(LISTENER) {
-            Some(listener) => given.push((listener.to_string(), fd, Origin::Reexec)),
-            None if name == LOCK => lock = Some(File::from(fd)),
-            None if name == SOCKET => socket = Some(fd),
-            None => {}
+        if let Some(listener) = name.strip_prefix(LISTENER) {
+            given.push((listener.to_string(), fd, Origin::Reexec));
+        } else if let Some(listener) = name.strip_prefix(UNIT) {
+            given.push((listener.to_string(), fd, Origin::Systemd));
+        } else if name == LOCK {
+            lock = Some(File::from(fd));
+        } else if name == SOCKET {
+            socket = Some(fd);
         }
     }
     let state_dir = &config.supervisor.state_dir;
@@ -173,7 +184,7 @@ async fn run(config: Config, kept: Kept) -> Result<ExitCode, Refusal> {
             let (mail, inbox) = mpsc::unbounded_channel();
             let (news, heard) = watch::channel(0);
             let admins = config.supervisor.admins.iter().map(|user| user.uid).collect();
-            let desk = Desk { mail: mail.clone(), news: heard, users: Users(admins) };
+            let desk = Desk::new(mail.clone(), heard, Users(admins));
             tokio::spawn(server::serve(socket, desk));
             Ok((mail, inbox, news))
         })
@@ -184,8 +195,7 @@ async fn run(config: Config, kept: Kept) -> Result<ExitCode, Refusal> {
                 metrics::serve(address)
                     .map_err(|error| refused(exit::UNAVAILABLE, "io_error", error))?;
             }
-            let supervisor = supervisor(&config)?;
-            relay(signals, &mail);
+            relay(signals, &mail).map_err(failed("cannot take", Path::new("signals")))?;
             Ok(Parts {
                 supervisor: Arc::new(supervisor),
                 config,
@@ -195,6 +205,7 @@ async fn run(config: Config, kept: Kept) -> Result<ExitCode, Refusal> {
                 output,
                 gathered,
                 systemd,
+                log,
                 lock,
                 socket: for_reexec.into(),
                 again,
@@ -208,30 +219,37 @@ async fn run(config: Config, kept: Kept) -> Result<ExitCode, Refusal> {
         .await
 }
 
-type Signals = [tokio::signal::unix::Signal; 3];
-
-fn signals() -> io::Result<Signals> {
-    Ok([
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-        signal(SignalKind::hangup())?,
-    ])
+/// SIGTERM, SIGINT and SIGHUP, to be read: none of them ends the process, and what was not read when it puts
+/// a new binary into itself is read by that.
+fn signals() -> io::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|it| set.add(it));
+    set.thread_block()?;
+    Ok(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
 }
 
-fn relay([mut term, mut int, mut hup]: Signals, mail: &mpsc::UnboundedSender<Mail>) {
+fn relay(signals: SignalFd, mail: &mpsc::UnboundedSender<Mail>) -> io::Result<()> {
+    // Deprecated, because a type might name a descriptor that it does not own, for a constructor that is
+    // unsafe. This one owns its own.
+    #[allow(deprecated)]
+    let signals = AsyncFd::new(signals)?;
     let mail = mail.clone();
     tokio::spawn(async move {
-        loop {
-            let heard = tokio::select! {
-                _ = term.recv() => Mail::Terminate,
-                _ = int.recv() => Mail::Terminate,
-                _ = hup.recv() => Mail::Reload,
+        while let Ok(mut ready) = signals.readable().await {
+            let heard = match signals.get_ref().read_signal() {
+                Ok(Some(it)) if it.ssi_signo == Signal::SIGHUP as u32 => Mail::Reload,
+                Ok(Some(_)) => Mail::Terminate,
+                Ok(None) | Err(_) => {
+                    ready.clear_ready();
+                    continue;
+                }
             };
             if mail.send(heard).is_err() {
                 return;
             }
         }
     });
+    Ok(())
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {
@@ -251,8 +269,11 @@ fn alone(config: &Config) -> Result<File, Refusal> {
         .map_err(failed("cannot open", &path))?;
     match file.try_lock() {
         Ok(()) => {
+            // For messages only: a full disk keeps no supervisor from its daemon.
             let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-            written.map_err(failed("cannot write", &path))?;
+            if let Err(error) = written {
+                tracing::warn!("cannot write {}: {error}", path.display());
+            }
             Ok(file)
         }
         Err(TryLockError::WouldBlock) => {

@@ -69,10 +69,8 @@ pub struct SupervisorEffects {
     listeners: Vec<(String, Arc<OwnedFd>)>,
     launch: Option<(Launch, Duration)>,
     groups: Arc<Mutex<BTreeMap<u32, Group>>>,
-    /// The groups of those that are watched: whose group is gone is told of with its status none the less.
-    watched: BTreeMap<u32, Group>,
-    /// Who held the lock at the last look, if anybody is known. 0 is nobody.
-    holder: Arc<AtomicU32>,
+    /// A daemon that was found to serve, in a process group that is not its own.
+    lone: Arc<Mutex<Option<PidFd>>>,
 }
 
 /// A process group that was started here, and with what.
@@ -99,8 +97,7 @@ impl SupervisorEffects {
             listeners: Vec::new(),
             launch: None,
             groups: Arc::default(),
-            watched: BTreeMap::new(),
-            holder: Arc::default(),
+            lone: Arc::default(),
         }
     }
 
@@ -135,21 +132,30 @@ impl SupervisorEffects {
         })
     }
 
-    /// What [`Effect::Spawn`] starts from now on, and the budget it is told (C3).
-    pub fn launch(&mut self, launch: Launch, hello_budget: Duration) {
-        self.launch = Some((launch, hello_budget));
+    /// What [`Effect::Spawn`] starts from now on, and the budget it is told (C3). `None`: nothing, it fails.
+    pub fn launch(&mut self, launch: Option<(Launch, Duration)>) {
+        self.launch = launch;
     }
 
-    /// Counts a daemon that was found to serve, and that leads a process group, among those it started (R10):
-    /// it is ended and reaped as they are. Gives the process to watch, if it was not known.
-    #[must_use]
-    pub fn adopt(&self, pid: u32) -> Option<PidFd> {
-        if self.groups().contains_key(&pid) || !leads_a_group(pid) {
-            return None;
+    /// Counts a daemon that was found to serve among those it started (R10): it is ended and reaped as they
+    /// are, with its process group where it leads one, and by itself where its group is somebody else's.
+    /// Gives the process to watch, if it was not known.
+    ///
+    /// # Errors
+    ///
+    /// It has ended meanwhile, or cannot be watched.
+    pub fn adopt(&self, pid: u32) -> io::Result<Option<PidFd>> {
+        if self.groups().contains_key(&pid) {
+            return Ok(None);
         }
-        let (process, group) = (PidFd::open(pid).ok()?, ProcessGroup::of(pid).ok()?);
-        self.groups().insert(pid, Group { group: Arc::new(group), program: None });
-        Some(process)
+        let process = PidFd::open(pid)?;
+        if leads_a_group(pid) {
+            let group = Arc::new(ProcessGroup::of(pid)?);
+            self.groups().insert(pid, Group { group, program: None });
+        } else {
+            *self.lone.lock().unwrap_or_else(PoisonError::into_inner) = Some(PidFd::open(pid)?);
+        }
+        Ok(Some(process))
     }
 
     /// The processes it started that still run.
@@ -308,7 +314,15 @@ impl SupervisorEffects {
     #[must_use]
     pub fn exited(&mut self, process: &PidFd) -> Outcome {
         let pid = process.pid();
-        let group = self.watched.remove(&pid).or_else(|| self.groups().get(&pid).cloned());
+        let group = self.groups().get(&pid).cloned();
+        if group.is_none() {
+            // It may be of a group that a wrapper led, and have been left to this process.
+            let groups: Vec<Group> = self.groups().values().cloned().collect();
+            let reaped = groups.iter().flat_map(|it| it.group.reap()).find(|it| it.pid == pid);
+            if let Some(reaped) = reaped {
+                return Outcome::Exited { pid, status: reaped.cause.to_string() };
+            }
+        }
         let status = group.and_then(|Group { group, program }| {
             group.reap();
             let status = group.leader_status()?;
@@ -328,8 +342,10 @@ impl SupervisorEffects {
     /// It gives the leaders of groups that would not die.
     #[must_use]
     pub fn end_all(&self, grace: Duration) -> Job<Vec<u32>> {
-        let groups = Arc::clone(&self.groups);
+        let (groups, lone) = (Arc::clone(&self.groups), Arc::clone(&self.lone));
         Box::new(move || {
+            let lone = lone.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let lone_runs = || lone.as_ref().filter(|process| !process.has_exited());
             for (signal, patience) in [(Signal::TERM, grace), (Signal::KILL, KILL_WAIT)] {
                 let limit = Instant::now().checked_add(patience);
                 for Group { group, .. } in own_groups(&groups).values() {
@@ -337,9 +353,14 @@ impl SupervisorEffects {
                         tracing::warn!(group = group.id(), %error, "cannot signal a process group");
                     }
                 }
+                if let Some(process) = lone_runs()
+                    && let Err(error) = process.signal(signal)
+                {
+                    tracing::warn!(pid = process.pid(), %error, "cannot signal the daemon");
+                }
                 loop {
                     own_groups(&groups).retain(|_, group| !group.group.is_gone());
-                    if own_groups(&groups).is_empty() {
+                    if own_groups(&groups).is_empty() && lone_runs().is_none() {
                         return Vec::new();
                     }
                     if limit.is_some_and(|limit| Instant::now() >= limit) {
@@ -348,7 +369,8 @@ impl SupervisorEffects {
                     std::thread::sleep(GROUP_POLL);
                 }
             }
-            own_groups(&groups).keys().copied().collect()
+            let stuck = own_groups(&groups).keys().copied().collect::<Vec<u32>>();
+            stuck.into_iter().chain(lone_runs().map(PidFd::pid)).collect()
         })
     }
 

@@ -180,7 +180,8 @@ enum Mail {
 /// What a supervisor can be asked for, one at a time.
 #[derive(Debug)]
 pub(super) enum Ask {
-    Start(Launch),
+    /// Without anything to launch, it is only found out who serves.
+    Start(Option<Launch>),
     Handoff(Handoff),
 }
 
@@ -267,7 +268,7 @@ impl Front {
         launch: &Launch,
         turn: impl FnMut() -> Result<(), StartError>,
     ) -> Result<Started, StartError> {
-        wait(&self.ask(Ask::Start(launch.clone())).1, turn, Told::started)?
+        wait(&self.ask(Ask::Start(Some(launch.clone()))).1, turn, Told::started)?
     }
 
     /// Asks for a handoff, and calls `turn`, which runs the host, until that has come to an end. `on`
@@ -493,7 +494,7 @@ impl SupervisorHost {
         }
         match ask {
             Ask::Start(launch) => {
-                self.effects.launch(launch, Spec::default().hello_budget);
+                self.effects.launch(launch.map(|launch| (launch, Spec::default().hello_budget)));
                 self.recovering = true;
                 let known = std::mem::replace(&mut self.recovered, true);
                 let (recover, to) = (self.effects.recover(), self.reactor.mailbox().clone());
@@ -510,7 +511,7 @@ impl SupervisorHost {
                 }
                 let id = id.unwrap_or_default();
                 let launch = self.observer.begin(id, launch, Instant::now());
-                self.effects.launch(launch, spec.hello_budget);
+                self.effects.launch(Some((launch, spec.hello_budget)));
                 let command = Command::Handoff { id, spec };
                 self.reactor.handle(Input::Command(command));
             }
@@ -519,15 +520,23 @@ impl SupervisorHost {
     }
 
     fn tell(&mut self, event: Event) {
-        if let Event::Serving { pid, .. } = event
-            && let Some(process) = self.effects.adopt(pid)
-        {
-            self.watch(process);
+        let mut gone = None;
+        if let Event::Serving { pid, .. } = event {
+            match self.effects.adopt(pid) {
+                Ok(Some(process)) => self.watch(process),
+                Ok(None) => {}
+                // It has answered, and ended since: nobody else would tell.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                    gone = Some((pid, "it is gone".to_string()));
+                }
+                Err(error) => tracing::warn!(pid, %error, "the daemon cannot be watched"),
+            }
         }
         self.observer.tell(&event, self.reactor.machine().state_name(), Instant::now());
         if let Some((_, told)) = &self.told {
             told.send(Told::Event(event));
         }
+        gone.into_iter().for_each(|gone| self.exits.send(gone));
     }
 
     fn complete(&mut self, completion: Completion) {

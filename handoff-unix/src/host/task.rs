@@ -203,10 +203,26 @@ impl Supervisor {
     pub async fn start_telling(
         &self,
         launch: &Launch,
+        on: impl FnMut(&Event),
+    ) -> Result<Started, StartError> {
+        self.find(Some(launch.clone()), on).await
+    }
+
+    /// Finds out who serves, as [`start_telling`](Self::start_telling) does, and starts nobody.
+    ///
+    /// # Errors
+    ///
+    /// Nobody does and the lock is free, or as [`start`](Self::start).
+    pub async fn find_telling(&self, on: impl FnMut(&Event)) -> Result<Started, StartError> {
+        self.find(None, on).await
+    }
+
+    async fn find(
+        &self,
+        launch: Option<Launch>,
         mut on: impl FnMut(&Event),
     ) -> Result<Started, StartError> {
-        let ask = Ask::Start(launch.clone());
-        self.answer(ask, |told| {
+        self.answer(Ask::Start(launch), |told| {
             if let Told::Event(event) = &told {
                 on(event);
             }

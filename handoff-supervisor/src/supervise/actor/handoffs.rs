@@ -21,10 +21,9 @@ impl Actor {
             Doing::Stopping => return busy("the supervisor is being stopped"),
             // Nobody serves: there is nobody to take over from, and this is what is to be started.
             Doing::Backoff { .. } if !asked.dry_run => {
-                self.begin_start(Some(asked.binary));
+                self.begin_start(Some(asked.binary.clone()), Some(asked))?;
                 if let Doing::Starting(starting) = &mut self.doing {
-                    starting.waiters.extend(waiter.map(|waiter| waiter.to));
-                    starting.asked_by = asked.uid;
+                    starting.waiters.extend(waiter);
                 }
                 return Ok(());
             }
@@ -59,6 +58,15 @@ impl Actor {
         if asked.dry_run {
             handoff = handoff.dry_run();
         }
+        self.state.next = (!asked.dry_run).then(|| Next {
+            id: flight.id.to_string(),
+            kind: asked.kind.to_string(),
+            binary: asked.binary.clone(),
+            reason: asked.reason.clone(),
+            key: asked.key.clone(),
+            uid: asked.uid,
+        });
+        self.keep();
         flight.waiters.extend(waiter);
         let (supervisor, mail) = (Arc::clone(&self.supervisor), self.mail.clone());
         tokio::spawn(async move {
@@ -101,6 +109,8 @@ impl Actor {
             Ok(report) => self.reported(*flight, &report),
             Err(error) => {
                 self.output.over(flight.files());
+                self.state.next = None;
+                self.keep();
                 let busy = matches!(error, StartError::Busy);
                 let (exit, code) =
                     if busy { (exit::TEMPORARY, "busy") } else { (exit::SOFTWARE, "io_error") };
@@ -111,9 +121,10 @@ impl Actor {
         for (pid, status) in std::mem::take(&mut self.gone) {
             self.exited(pid, &status);
         }
-        self.systemd.ready(&self.summary());
         if self.stopping.is_some() {
             self.end_daemons();
+        } else {
+            self.systemd.ready(&self.summary());
         }
     }
 
@@ -123,30 +134,28 @@ impl Actor {
         flight.waiters.iter().for_each(|waiter| waiter.tell(&ended));
         self.record(ended.entry);
         let Asked { kind, binary, .. } = flight.asked.clone();
+        // Where nothing is known, it is when it has been found out who serves.
+        if report.verdict != Verdict::Unknown {
+            self.state.next = None;
+        }
         match report.verdict {
             Verdict::Committed => {
+                self.took_over(kind, binary.clone());
                 if let Some(pid) = report.serving {
                     self.files.insert(pid, flight.files().clone());
-                    self.serves(pid, Some(binary.path.clone()), None);
+                    self.serves(pid, Some(binary.path), None);
                 }
-                let previous = self.state.current.replace(binary);
-                let watched = self.config.handoff.probation.filter(|_| kind == "swap");
-                self.probation = watched.zip(previous.clone()).map(|(time, previous)| {
-                    let until = Instant::now() + time;
-                    Probation { until, previous }
-                });
-                self.state.previous = previous;
-                self.keep();
             }
             Verdict::Refused | Verdict::RolledBack | Verdict::DryRun => {
                 self.output.over(flight.files());
             }
             Verdict::Unknown => self.stray.push(flight.files().clone()),
         }
+        self.keep();
         let expected = self.serving.as_ref().map(|serving| serving.pid);
         let unsure = report.verdict == Verdict::Unknown || report.serving.is_none();
         if (unsure || report.serving != expected) && self.stopping.is_none() {
-            self.begin_start(None);
+            self.begin_start(None, None).ok();
         }
     }
 

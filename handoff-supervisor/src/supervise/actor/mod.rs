@@ -22,10 +22,11 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep_until, timeout};
 
 use super::flight::{Asked, Flight, Waiter, at, millis};
-use super::keep::{Binary, Keeper, State};
+use super::keep::{self, Binary, Keeper, Next, State};
 use super::launch::{binary, launch, refused};
+use super::log::Log;
 use super::output::{Files, Output};
-use super::start::{LISTENER, LOCK, SOCKET, users};
+use super::start::{LISTENER, LOCK, SOCKET, UNIT, users};
 use super::{Mail, health, metrics};
 use crate::admin::{Entry, Refusal, Reply, Serving};
 use crate::config::{self, Config};
@@ -39,6 +40,11 @@ const SAMPLE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_m
 const YOUNG: Duration = Duration::from_secs(2);
 /// How often whoever waits is told how it gets on.
 const PROGRESS: Duration = Duration::from_millis(200);
+/// How long a start and a handoff may take to be given up before a stop, for which an incumbent gets its data
+/// back in order.
+const GIVE_UP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How long ending the daemons may take beyond their grace.
+const END: Duration = Duration::from_secs(10);
 /// How many entries of the history are kept in memory.
 const REMEMBERED: usize = 10_000;
 
@@ -53,6 +59,7 @@ pub(super) struct Parts {
     pub(super) output: Output,
     pub(super) gathered: Gathered,
     pub(super) systemd: Systemd,
+    pub(super) log: Log,
     /// Kept locked as long as the process lives.
     pub(super) lock: File,
     /// The socket for the verbs, for the next binary of this process.
@@ -80,10 +87,13 @@ pub(super) struct Actor {
     pub(super) mail: mpsc::UnboundedSender<Mail>,
     /// It is to stop, and who waits for that.
     pub(super) stopping: Option<Vec<mpsc::Sender<Reply>>>,
+    /// When what is under way is not waited for any more, in stopping.
+    stop_at: Option<Instant>,
     supervisor: Arc<Supervisor>,
     keeper: Keeper,
     output: Output,
     systemd: Systemd,
+    log: Log,
     lock: File,
     socket: OwnedFd,
     again: bool,
@@ -95,7 +105,9 @@ pub(super) struct Actor {
     stray: Vec<Files>,
     /// Who served when the state was last written, until it is known who does.
     former: Option<Serving>,
-    /// Daemons that have ended during a handoff, and how.
+    /// A handoff was under way when the supervisor before this one ended.
+    interrupted: bool,
+    /// Daemons that have ended during a handoff or a start, and how.
     gone: Vec<(u32, String)>,
     /// How many daemons were launched by this process.
     launched: u64,
@@ -132,9 +144,11 @@ pub(super) enum Doing {
 #[derive(Debug)]
 pub(super) struct Starting {
     binary: Binary,
-    files: Files,
-    waiters: Vec<mpsc::Sender<Reply>>,
-    asked_by: Option<u32>,
+    /// Those of the daemon that is started; none where nobody is to be started.
+    files: Option<Files>,
+    /// What an operator has asked for.
+    asked: Option<Asked>,
+    waiters: Vec<Waiter>,
     /// What there is to say of it.
     pub(super) waiting: Option<String>,
 }
@@ -154,15 +168,13 @@ impl Actor {
         }
         let backoff = parts.config.supervisor.restart_first;
         let former = parts.state.serving.clone();
-        // What a supervisor before this one has begun to watch.
-        let left =
-            parts.state.probation_until.map(|until| until.saturating_sub(at(SystemTime::now())));
-        let left = left.filter(|left| *left > 0).map(Duration::from_millis);
-        let probation = left.zip(parts.state.previous.clone()).map(|(left, previous)| {
-            // A clock that was set back makes it no longer than it is.
-            let longest = parts.config.handoff.probation.unwrap_or_default();
-            Probation { until: Instant::now() + left.min(longest), previous }
+        let now = at(SystemTime::now());
+        let probation = parts.state.probation.clone().filter(|it| it.until_at > now);
+        let probation = probation.map(|keep::Probation { until_at, previous }| Probation {
+            until: Instant::now() + Duration::from_millis(until_at - now),
+            previous,
         });
+        let interrupted = parts.state.next.is_some();
         Self {
             state: parts.state,
             history: parts.history,
@@ -174,10 +186,12 @@ impl Actor {
             since: SystemTime::now(),
             mail: parts.mail,
             stopping: None,
+            stop_at: None,
             supervisor: parts.supervisor,
             keeper: parts.keeper,
             output: parts.output,
             systemd: parts.systemd,
+            log: parts.log,
             lock: parts.lock,
             socket: parts.socket,
             again: parts.again,
@@ -187,6 +201,7 @@ impl Actor {
             stray: Vec::new(),
             gone: Vec::new(),
             former,
+            interrupted,
             launched: 0,
             backoff,
             serving_since: None,
@@ -225,7 +240,7 @@ impl Actor {
         self.keep_sockets();
         let interval = self.systemd.watchdog();
         self.next_beat = interval.map(|_| Instant::now());
-        self.begin_start(None);
+        self.begin_start(None, None).ok();
         while self.end.is_none() {
             let wake = self.wake();
             tokio::select! {
@@ -258,8 +273,8 @@ impl Actor {
                 }
             }
             Mail::Health(pid, result) => self.looked(pid, result),
-            Mail::Reexec(program) => self.reexec(&program),
-            Mail::Stopped(left) => self.stopped(&left),
+            Mail::Reexec(program) => self.reexec(program),
+            Mail::Stopped(stuck) => self.stopped(stuck),
             Mail::End(code) => self.end = Some(code),
             Mail::Terminate => self.stop(None),
             Mail::Reload => {
@@ -308,8 +323,8 @@ impl Actor {
         };
         let probation = self.probation.as_ref().map(|it| it.until);
         let look = self.next_look.filter(|_| !self.looking && self.serving.is_some());
-        let times =
-            [backoff, probation, look, self.next_sample, self.next_progress, self.next_beat];
+        let (sample, progress, beat) = (self.next_sample, self.next_progress, self.next_beat);
+        let times = [backoff, probation, look, sample, progress, beat, self.stop_at];
         let far = Instant::now() + Duration::from_secs(3600);
         times.into_iter().flatten().min().unwrap_or(far)
     }
@@ -320,10 +335,17 @@ impl Actor {
             && *until <= now
             && self.stopping.is_none()
         {
-            self.begin_start(None);
+            self.begin_start(None, None).ok();
         }
         if self.probation.as_ref().is_some_and(|it| it.until <= now) {
             self.probation = None;
+            self.keep();
+        }
+        if due(self.stop_at) {
+            self.stop_at = None;
+            if matches!(self.doing, Doing::Handoff(_) | Doing::Starting(_)) {
+                self.end_daemons();
+            }
         }
         if let (Some(serving), Some(health)) = (&self.serving, &self.config.handoff.health)
             && due(self.next_look)
@@ -378,11 +400,11 @@ impl Actor {
 
     fn keep(&mut self) {
         self.state.serving = self.serving.clone().or_else(|| self.former.clone());
-        let now = Instant::now();
-        self.state.probation_until = self
-            .probation
-            .as_ref()
-            .map(|it| at(SystemTime::now() + it.until.saturating_duration_since(now)));
+        let (now, now_at) = (Instant::now(), at(SystemTime::now()));
+        self.state.probation = self.probation.as_ref().map(|it| keep::Probation {
+            until_at: now_at.saturating_add(left(it.until, now)),
+            previous: it.previous.clone(),
+        });
         self.keeper.state(&self.state);
     }
 
@@ -421,6 +443,12 @@ impl Actor {
             new.handoff.strict = old.handoff.strict;
         }
         self.config = new;
+        if self.config.handoff.health.is_none() {
+            self.next_look = None;
+            self.serving.iter_mut().for_each(|serving| serving.healthy = None);
+        } else {
+            self.next_look.get_or_insert_with(Instant::now);
+        }
         Ok(())
     }
 }

@@ -22,6 +22,9 @@ use crate::supervise::launch::{binary, refused};
 /// How long a new binary of the supervisor may take to say that it understands the configuration.
 const TRIAL: Duration = Duration::from_secs(10);
 
+/// How many bytes of the history are told at a time: a client reads so much in a line, and more.
+const HISTORY: usize = 2 << 20;
+
 type To = mpsc::Sender<Reply>;
 
 impl Actor {
@@ -34,8 +37,7 @@ impl Actor {
                 Ok(())
             }
             Request::History { last } => {
-                let skipped = self.history.len().saturating_sub(last);
-                let entries = self.history.get(skipped..).unwrap_or_default().to_vec();
+                let entries = newest(&self.history, last);
                 drop(to.try_send(Reply::History { entries }));
                 Ok(())
             }
@@ -54,12 +56,12 @@ impl Actor {
     }
 
     fn swap(&mut self, swap: Swap, uid: u32, to: To) -> Result<(), Refusal> {
-        if self.repeats(swap.key.as_deref(), swap.wait, &to) {
+        let kind = if swap.dry_run { "dry_run" } else { "swap" };
+        if self.repeats(kind, swap.key.as_deref(), swap.wait, &to) {
             return Ok(());
         }
         self.reload()?;
         let binary = binary(&self.config, swap.binary.as_deref())?;
-        let kind = if swap.dry_run { "dry_run" } else { "swap" };
         let mut asked = self.asked(kind, binary, swap.reason);
         asked.dry_run = swap.dry_run;
         (asked.key, asked.uid) = (swap.key, Some(uid));
@@ -79,7 +81,7 @@ impl Actor {
     }
 
     fn roll_back(&mut self, rollback: Rollback, uid: u32, to: To) -> Result<(), Refusal> {
-        if self.repeats(rollback.key.as_deref(), rollback.wait, &to) {
+        if self.repeats("rollback", rollback.key.as_deref(), rollback.wait, &to) {
             return Ok(());
         }
         let Some(previous) = self.state.previous.clone() else {
@@ -100,21 +102,37 @@ impl Actor {
         self.fly(asked, rollback.wait, to)
     }
 
-    /// Whether this key was used before: then it is answered with that handoff.
-    fn repeats(&mut self, key: Option<&str>, wait: bool, to: &To) -> bool {
-        let Some(key) = key else { return false };
-        if let Doing::Handoff(flight) = &mut self.doing
-            && flight.asked.key.as_deref() == Some(key)
+    /// Whether this key was used before for the same: then it is answered with that handoff.
+    fn repeats(&mut self, kind: &str, key: Option<&str>, wait: bool, to: &To) -> bool {
+        if key.is_none() {
+            return false;
+        }
+        let under_way = match &mut self.doing {
+            Doing::Handoff(flight) => Some((
+                &flight.asked,
+                &mut flight.waiters,
+                Reply::Begun { id: flight.id.to_string() },
+            )),
+            Doing::Starting(starting) => {
+                starting.asked.as_ref().map(|asked| (asked, &mut starting.waiters, being_started()))
+            }
+            Doing::Idle | Doing::Backoff { .. } | Doing::Stopping => None,
+        };
+        if let Some((asked, waiters, reply)) = under_way
+            && (asked.kind, asked.key.as_deref()) == (kind, key)
         {
             if wait {
-                flight.waiters.push(Waiter { to: to.clone(), aborts: false });
+                waiters.push(Waiter { to: to.clone(), aborts: false });
             } else {
-                drop(to.try_send(Reply::Begun { id: flight.id.to_string() }));
+                drop(to.try_send(reply));
             }
             return true;
         }
-        let known = self.history.iter().rev().find(|entry| entry.key.as_deref() == Some(key));
-        let Some(entry) = known else { return false };
+        // Where nobody served it was a start.
+        let same = |entry: &&Entry| {
+            entry.key.as_deref() == key && (entry.kind == kind || entry.kind == "start")
+        };
+        let Some(entry) = self.history.iter().rev().find(same) else { return false };
         let entry = entry.clone();
         let ended = Ended { exit: exit_code(&entry), entry, repeated: true, ..Ended::default() };
         drop(to.try_send(Reply::Ended(Box::new(ended))));
@@ -127,7 +145,7 @@ impl Actor {
         if !wait {
             let reply = match &self.doing {
                 Doing::Handoff(flight) => Reply::Begun { id: flight.id.to_string() },
-                _ => Reply::Done { message: "nobody served; it is being started".to_string() },
+                _ => being_started(),
             };
             drop(to.try_send(reply));
         }
@@ -138,6 +156,11 @@ impl Actor {
         let waiter = Waiter { to, aborts: true };
         match &mut self.doing {
             Doing::Handoff(flight) => flight.waiters.push(waiter),
+            Doing::Starting(_) => {
+                let message = "no handoff is under way: the daemon is being started, and nobody \
+                               serves; see `handoff status`";
+                return Err(refused(exit::TEMPORARY, "not_busy", message.to_string()));
+            }
             _ => {
                 let message = "no handoff is under way; see `handoff history`".to_string();
                 return Err(refused(exit::TEMPORARY, "not_busy", message));
@@ -255,6 +278,24 @@ impl Actor {
     pub(super) fn note(kind: &str) -> Entry {
         Entry { kind: kind.to_string(), at: at(std::time::SystemTime::now()), ..Entry::default() }
     }
+}
+
+/// The newest entries that fit in a reply.
+fn newest(history: &[Entry], most: usize) -> Vec<Entry> {
+    let mut room = HISTORY;
+    let fits = |entry: &&Entry| {
+        let size = serde_json::to_vec(entry).map_or(0, |text| text.len() + 1);
+        room = room.saturating_sub(size);
+        room > 0
+    };
+    let mut entries: Vec<Entry> =
+        history.iter().rev().take(most).take_while(fits).cloned().collect();
+    entries.reverse();
+    entries
+}
+
+fn being_started() -> Reply {
+    Reply::Done { message: "nobody served; it is being started".to_string() }
 }
 
 /// Whether a binary understands the configuration, as `handoff check` says. What is wrong otherwise.
