@@ -32,8 +32,6 @@ pub(super) struct State {
     pub(super) current: Option<Binary>,
     /// What served before.
     pub(super) previous: Option<Binary>,
-    /// The daemon that serves is on probation, until so many milliseconds after 1970.
-    pub(super) probation_until: Option<u64>,
     /// The listeners that were passed on.
     pub(super) listeners: Vec<sockets::Kept>,
     /// What is being swapped in, until it is known whether it serves.

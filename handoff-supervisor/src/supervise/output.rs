@@ -4,7 +4,6 @@
 //! Files, because a pipe would end with the supervisor, and a daemon that outlives it would fail at its
 //! next line or stand still when the pipe is full. What was passed on is given back to the filesystem.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -26,8 +25,6 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 const KEPT: u64 = 64 << 10;
 /// How much is given back at a time.
 const SHARE: u64 = 1 << 20;
-/// Where a supervisor that ends in order leaves how far it was in each file.
-const PLACES: &str = "places";
 /// The longest line that is held back until it is whole.
 const LONGEST_LINE: usize = 64 << 10;
 /// What the name of the file ends with that says how much of another was passed on.

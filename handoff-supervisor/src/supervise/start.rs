@@ -82,6 +82,8 @@ fn show(log: &Log) {
     // systemd's journal has the time already.
     let timed = std::env::var_os("JOURNAL_STREAM").is_none();
     let lines = tracing_subscriber::fmt().with_writer(log.clone()).with_max_level(level);
+    // Nobody may read it any more, which is no reason to end: what cannot be written is lost.
+    let lines = lines.log_internal_errors(false);
     // It fails only where there is a log already.
     let _ = lines.event_format(Line { timed }).try_init();
 }
@@ -195,6 +197,7 @@ async fn run(config: Config, kept: Kept, signals: SignalFd, log: Log) -> Result<
                 metrics::serve(address)
                     .map_err(|error| refused(exit::UNAVAILABLE, "io_error", error))?;
             }
+            let supervisor = supervisor(&config)?;
             relay(signals, &mail).map_err(failed("cannot take", Path::new("signals")))?;
             Ok(Parts {
                 supervisor: Arc::new(supervisor),

@@ -101,7 +101,7 @@ fn listeners_that_systemd_passes_are_taken_instead_of_bound() {
     assert_eq!(given(&bench, "v2"), given(&bench, "v1"));
     bench.handoff(&["reexec"]).exits(0);
     let status = bench.until("it is back", |status| status["activity"] == "serving");
-    assert_eq!(status["listeners"][0]["origin"], "reexec");
+    assert_eq!(status["listeners"][0]["origin"], "systemd", "it is still systemd's");
     load.goes_on();
     load.ends_clean();
     bench.handoff(&["stop"]).exits(0);

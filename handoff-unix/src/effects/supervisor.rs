@@ -69,6 +69,10 @@ pub struct SupervisorEffects {
     listeners: Vec<(String, Arc<OwnedFd>)>,
     launch: Option<(Launch, Duration)>,
     groups: Arc<Mutex<BTreeMap<u32, Group>>>,
+    /// The groups of those that are watched: whose group is gone is told of with its status none the less.
+    watched: BTreeMap<u32, Group>,
+    /// Who held the lock at the last look, if anybody is known. 0 is nobody.
+    holder: Arc<AtomicU32>,
     /// A daemon that was found to serve, in a process group that is not its own.
     lone: Arc<Mutex<Option<PidFd>>>,
 }
@@ -97,6 +101,8 @@ impl SupervisorEffects {
             listeners: Vec::new(),
             launch: None,
             groups: Arc::default(),
+            watched: BTreeMap::new(),
+            holder: Arc::default(),
             lone: Arc::default(),
         }
     }
@@ -314,7 +320,7 @@ impl SupervisorEffects {
     #[must_use]
     pub fn exited(&mut self, process: &PidFd) -> Outcome {
         let pid = process.pid();
-        let group = self.groups().get(&pid).cloned();
+        let group = self.watched.remove(&pid).or_else(|| self.groups().get(&pid).cloned());
         if group.is_none() {
             // It may be of a group that a wrapper led, and have been left to this process.
             let groups: Vec<Group> = self.groups().values().cloned().collect();

@@ -202,12 +202,12 @@ impl Actor {
             StartError::NobodyServes(_) => "successor_exited",
             _ => "io_error",
         };
+        let last = lines.last().map(|line| format!("; it said: {line}"));
+        let text = text + &last.unwrap_or_default();
         for waiter in waiters {
             let refusal = refused(exit::SOFTWARE, code, text.clone());
             waiter.last_word(Reply::Refused(refusal));
         }
-        let last = lines.last().map(|line| format!("; it said: {line}"));
-        let text = text + &last.unwrap_or_default();
         self.not_started(code.to_string(), text, Some(binary), asked);
     }
 
