@@ -116,9 +116,10 @@ impl DataDirLock {
             | OFlags::CLOEXEC
             | OFlags::NOFOLLOW
             | OFlags::NONBLOCK;
-        let written = rustix::fs::openat(&self.dir.file, PID_FILE, flags, Mode::from_raw_mode(0o644))
-            .map_err(io::Error::from)
-            .and_then(|fd| writeln!(File::from(fd), "{}", std::process::id()));
+        let written =
+            rustix::fs::openat(&self.dir.file, PID_FILE, flags, Mode::from_raw_mode(0o644))
+                .map_err(io::Error::from)
+                .and_then(|fd| writeln!(File::from(fd), "{}", std::process::id()));
         if let Err(error) = written {
             tracing::debug!(
                 path = %self.data_dir.join(PID_FILE).display(), %error,
