@@ -216,7 +216,7 @@ pub fn costs(table: &mut Table) {
     let allocations = |kind| {
         let mut stage = Stage::start(kind, Place::Memory, true);
         let counts = (0..BEFORE).map(|_| {
-            let count = allocation_counter::measure(|| drop(stage.swap())).count_total;
+            let count = allocation_counter::measure(|| assert!(stage.swap().committed)).count_total;
             stage.settle();
             count as f64
         });
