@@ -237,10 +237,16 @@ impl LockError {
     }
 
     fn held(data_dir: &Path, path: &Path) -> Self {
-        let holder = match lock_state(data_dir) {
-            LockState::Held { pid: Some(pid) } => Some(pid),
-            _ => pid_from_file(data_dir),
-        };
+        // The table of all locks is the last resort: the kernel stops everybody who locks anything to show
+        // it, and that takes it milliseconds. Who is asked for here delays an incumbent that ends.
+        let written = pid_from_file(data_dir);
+        let holder =
+            written.filter(|pid| is_held_by(data_dir, *pid)).or_else(|| {
+                match lock_state(data_dir) {
+                    LockState::Held { pid: Some(pid) } => Some(pid),
+                    _ => written,
+                }
+            });
         Self::Held { path: path.to_owned(), holder }
     }
 }

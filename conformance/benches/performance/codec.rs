@@ -151,12 +151,14 @@ impl Case {
             [
                 &mut || {
                     for frame in &self.frames {
-                        black_box(decoder.decode(&mut black_box(&frame[..])).expect("a frame"));
+                        let decoded = decoder.decode(&mut black_box(&frame[..]));
+                        assert!(black_box(&decoded).is_ok());
                     }
                 },
                 &mut || {
                     for frame in &self.frames {
-                        black_box(read_message(&mut black_box(&frame[..])).expect("a frame"));
+                        let decoded = read_message(&mut black_box(&frame[..]));
+                        assert!(black_box(&decoded).is_ok());
                     }
                 },
                 &mut || {
@@ -309,7 +311,9 @@ pub fn long_frame() -> Vec<u8> {
 /// Feeds a decoder a frame in pieces.
 pub fn feed(decoder: &mut Decoder, frame: &[u8], piece: usize) {
     for mut piece in frame.chunks(piece) {
-        black_box(decoder.decode(black_box(&mut piece)).expect("a frame"));
+        // Looked at where it is: to move it out would be measured too.
+        let decoded = decoder.decode(black_box(&mut piece));
+        assert!(black_box(&decoded).is_ok());
     }
 }
 
@@ -329,7 +333,7 @@ pub fn pieces(table: &mut Table) {
                 &mut || feed(&mut decoder, &frame, piece),
                 &mut || {
                     let mut pieces = Pieces { rest: &frame, piece, given: false };
-                    while theirs.poll_read(black_box(&mut pieces)).expect("a frame").is_none() {}
+                    while matches!(&theirs.poll_read(black_box(&mut pieces)), Ok(None)) {}
                 },
                 &mut || {
                     for piece in frame.chunks(piece) {

@@ -63,7 +63,10 @@ struct Options {
     times: u32,
 }
 
-const SECTIONS: [(&str, fn(&mut Table)); 10] = [
+/// A name, and what measures it.
+type Section = (&'static str, fn(&mut Table));
+
+const SECTIONS: [Section; 10] = [
     ("codec", codec::codec),
     ("decoder", codec::pieces),
     ("conversation", conversation::conversation),

@@ -164,8 +164,8 @@ pub struct Swap {
     pub total: Duration,
     /// Nobody accepted.
     pub gap: Duration,
-    /// From Prepare to Commit, where the supervisor tells of them.
-    pub talk: Option<Duration>,
+    /// Until Prepare, from there to Commit, and from there on, where the supervisor tells of them.
+    pub phases: Option<[Duration; 3]>,
     pub committed: bool,
 }
 
@@ -199,7 +199,7 @@ impl Stage {
 
     pub fn swap(&mut self) -> Swap {
         self.nest.forget();
-        let (total, committed, talk) = match &mut self.boss {
+        let (total, committed, phases) = match &mut self.boss {
             Boss::Ours(boss) => {
                 let handoff = Handoff::new(self.nest.launch());
                 let (mut prepare, mut commit) = (None, None);
@@ -211,8 +211,10 @@ impl Stage {
                 });
                 let total = start.elapsed();
                 let report = report.expect("the supervisor works");
-                let talk = prepare.zip(commit).map(|(prepare, commit)| commit - prepare);
-                (total, report.verdict == Verdict::Committed, talk)
+                let phases = prepare.zip(commit).map(|(prepare, commit)| {
+                    [prepare - start, commit - prepare, start + total - commit]
+                });
+                (total, report.verdict == Verdict::Committed, phases)
             }
             Boss::Theirs { supervisor, child, old } => {
                 let mut spec = handoff::SpawnSpec::new(self.nest.kind.program());
@@ -236,7 +238,7 @@ impl Stage {
                 ["stops", "accepts"].map(|word| self.nest.told(word).expect("the daemons tell"));
             gap = Duration::from_nanos(accepts.saturating_sub(stops));
         }
-        Swap { total, gap, talk, committed }
+        Swap { total, gap, phases, committed }
     }
 
     /// Waits until nothing is left to do of the last swap.

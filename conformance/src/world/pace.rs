@@ -45,6 +45,7 @@ pub const SUPERVISOR: supervisor::Timing = supervisor::Timing {
     slack: units(1),
     ask: units(2),
     recheck: units(1),
+    path_recheck: units(1),
     end_grace: units(1),
     kill_wait: units(1),
     confirm: units(4),

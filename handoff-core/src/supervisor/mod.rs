@@ -270,7 +270,10 @@ impl Supervisor {
     }
 
     fn recheck_later(&mut self, now: Instant) {
-        self.timers.set(Timer::Recheck, now + self.config.timing.recheck);
+        let timing = self.config.timing;
+        let committing = self.at() == Some(At::Committing);
+        let pause = if committing { timing.path_recheck } else { timing.recheck };
+        self.timers.set(Timer::Recheck, now + pause);
     }
 
     // The journal (R9): one write in flight, the newest entry next.

@@ -245,6 +245,9 @@ pub struct Timing {
     pub ask: Duration,
     /// How long until the lock is looked at, or the control path probed, again: 10 ms.
     pub recheck: Duration,
+    /// How long until it is probed again when a successor that was told the commit is about to rename its
+    /// socket there (R16): 1 ms. The handoff is over but for that.
+    pub path_recheck: Duration,
     /// From SIGTERM to SIGKILL (R14): 5 s.
     pub end_grace: Duration,
     /// From SIGKILL until a process that will not die is reported (R14): 5 s.
@@ -273,6 +276,7 @@ impl Default for Timing {
             slack: Duration::from_secs(1),
             ask: Duration::from_secs(2),
             recheck: Duration::from_millis(10),
+            path_recheck: Duration::from_millis(1),
             end_grace: Duration::from_secs(5),
             kill_wait: Duration::from_secs(5),
             confirm: Duration::from_secs(10),

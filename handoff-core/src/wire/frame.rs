@@ -119,6 +119,7 @@ impl Flavor for Append<'_> {
 /// # Errors
 ///
 /// [`EncodeError`] where the message exceeds [`FRAME_CAP`]; nothing is appended then.
+#[inline]
 pub fn encode(
     message: &Message,
     version: ProtoVersion,
@@ -180,50 +181,65 @@ impl Decoder {
     /// # Errors
     ///
     /// [`WireError`] where the bytes are no frame; the rest of `input` is meaningless then.
+    // Inlined, so that a message is not copied from result to result: that takes longer than to read it.
+    #[inline]
     pub fn decode(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, WireError> {
-        // The rest of the frame has not arrived: how most calls end where it comes in many pieces.
+        // The rest of the frame has not arrived: how most calls end where there are many pieces.
         if self.partial.len() + input.len() < self.end {
             self.partial.extend_from_slice(input);
             *input = &[];
             return Ok(None);
         }
-        if let Some(error) = self.failed {
-            return Err(error);
+        if self.partial.is_empty()
+            && self.failed.is_none()
+            && let Some((header, _)) = input.split_first_chunk::<LENGTH_BYTES>()
+            && let Ok(length) = self.length(*header)
+            && let Some((frame, rest)) = input.split_at_checked(LENGTH_BYTES + length)
+        {
+            *input = rest;
+            return match self.frame(&frame[LENGTH_BYTES..]) {
+                Ok(frame) => Ok(Some(frame)),
+                Err(error) => Err(self.fail(error)),
+            };
         }
-        let result = self.step(input);
-        if let Err(error) = result {
-            self.failed = Some(error);
-            (self.partial, self.end) = (Vec::new(), 0);
-        }
-        result
+        self.collect(input)
     }
 
-    #[inline]
-    fn step(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, WireError> {
-        if self.partial.is_empty()
-            && let Some((header, _)) = input.split_first_chunk::<LENGTH_BYTES>()
-        {
-            let end = LENGTH_BYTES + self.length(*header)?;
-            if let Some((frame, rest)) = input.split_at_checked(end) {
-                *input = rest;
-                return self.frame(&frame[LENGTH_BYTES..]).map(Some);
-            }
+    /// The same for the first and the last piece of a frame.
+    #[inline(never)]
+    fn collect(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, WireError> {
+        if let Some(error) = self.failed {
+            return Err(error);
         }
         self.fill(input, LENGTH_BYTES);
         let Some(header) = self.partial.first_chunk::<LENGTH_BYTES>() else {
             return Ok(None);
         };
         if self.end == 0 {
-            self.end = LENGTH_BYTES + self.length(*header)?;
+            match self.length(*header) {
+                Ok(length) => self.end = LENGTH_BYTES + length,
+                Err(error) => return Err(self.fail(error)),
+            }
         }
         self.fill(input, self.end);
         if self.partial.len() < self.end {
             return Ok(None);
         }
-        let frame = self.frame(&self.partial[LENGTH_BYTES..])?;
-        self.partial.clear();
-        self.end = 0;
-        Ok(Some(frame))
+        match self.frame(&self.partial[LENGTH_BYTES..]) {
+            Ok(frame) => {
+                self.partial.clear();
+                self.end = 0;
+                Ok(Some(frame))
+            }
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    #[cold]
+    fn fail(&mut self, error: WireError) -> WireError {
+        self.failed = Some(error);
+        (self.partial, self.end) = (Vec::new(), 0);
+        error
     }
 
     /// Moves bytes from `input` until `partial` holds `target` of them.
@@ -234,6 +250,7 @@ impl Decoder {
         *input = rest;
     }
 
+    #[inline]
     fn length(&self, header: [u8; LENGTH_BYTES]) -> Result<usize, WireError> {
         let announced = u32::from_le_bytes(header);
         let cap = if self.chosen.is_some() { FRAME_CAP } else { HANDSHAKE_CAP };
