@@ -20,7 +20,7 @@ use crate::supervise::flight::{self, Waiter, at, exit_code};
 use crate::supervise::launch::{binary, refused};
 
 /// How long a new binary of the supervisor may take to say that it understands the configuration.
-const TRIAL: Duration = Duration::from_secs(10);
+const TRIAL: Duration = Duration::from_secs(30);
 
 /// How many bytes of the history are told at a time: a client reads so much in a line, and more.
 const HISTORY: usize = 2 << 20;
