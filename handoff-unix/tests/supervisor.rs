@@ -64,7 +64,7 @@ fn r17_who_is_stopped_is_killed_when_it_is_to_end() {
 fn r14_who_was_ended_is_told_of_with_its_status() {
     let dir = scratch();
     let mut effects = effects(dir.path());
-    effects.launch(Launch::new("sleep").arg("600"), Duration::from_secs(1));
+    effects.launch(Some((Launch::new("sleep").arg("600"), Duration::from_secs(1))));
     let spawned = effects.finish(effects.job(Effect::Spawn { successor: true })());
     let Some(Outcome::Spawned(Ok(pid))) = spawned.outcome else { panic!("{spawned:?}") };
     effects.job(Effect::Signal { pid, signal: Signal::Kill })();
@@ -119,7 +119,7 @@ fn r10_a_daemon_that_was_started_is_known_to_the_next_supervisors() {
         SupervisorEffects::new(control, None, Some(journal.clone()), Users(Vec::new()))
     };
     let mut first = effects();
-    first.launch(Launch::new("sleep").arg("600"), Duration::from_secs(1));
+    first.launch(Some((Launch::new("sleep").arg("600"), Duration::from_secs(1))));
     let spawned = first.finish(first.job(Effect::Spawn { successor: false })());
     let Some(Outcome::Spawned(Ok(pid))) = spawned.outcome else { panic!("{spawned:?}") };
     for step in [Step::Idle, Step::Seal] {
