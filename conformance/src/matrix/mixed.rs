@@ -110,7 +110,7 @@ pub(super) fn rows() -> impl ExactSizeIterator<Item = String> {
     })
 }
 
-/// The row of [`rows`] by which what is wrong in a run is theirs, if all of it is. I1 and I3 never are.
+/// The row of `rows` by which what is wrong in a run is theirs, if all of it is. I1 and I3 never are.
 #[must_use]
 pub fn known(case: &Case, ran: &Ran) -> Option<usize> {
     let whose = theirs(case);
