@@ -73,8 +73,8 @@ pub struct SupervisorEffects {
     watched: BTreeMap<u32, Group>,
     /// Who held the lock at the last look, if anybody is known. 0 is nobody.
     holder: Arc<AtomicU32>,
-    /// A daemon that was found to serve, in a process group that is not its own.
-    lone: Arc<Mutex<Option<PidFd>>>,
+    /// A daemon that was found to serve, in a process group that is not its own, and when it was started.
+    lone: Arc<Mutex<Option<(u32, u64)>>>,
 }
 
 /// A process group that was started here, and with what.
@@ -159,7 +159,8 @@ impl SupervisorEffects {
             let group = Arc::new(ProcessGroup::of(pid)?);
             self.groups().insert(pid, Group { group, program: None });
         } else {
-            *self.lone.lock().unwrap_or_else(PoisonError::into_inner) = Some(PidFd::open(pid)?);
+            let known = start_time(pid).map(|start| (pid, start));
+            *self.lone.lock().unwrap_or_else(PoisonError::into_inner) = known;
         }
         Ok(Some(process))
     }
@@ -351,6 +352,10 @@ impl SupervisorEffects {
         let (groups, lone) = (Arc::clone(&self.groups), Arc::clone(&self.lone));
         Box::new(move || {
             let lone = lone.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // Its number may have come to mean another.
+            let lone = lone.and_then(|(pid, start)| {
+                PidFd::open(pid).ok().filter(|_| start_time(pid) == Some(start))
+            });
             let lone_runs = || lone.as_ref().filter(|process| !process.has_exited());
             for (signal, patience) in [(Signal::TERM, grace), (Signal::KILL, KILL_WAIT)] {
                 let limit = Instant::now().checked_add(patience);

@@ -320,7 +320,6 @@ impl Host for DaemonHost {
             self.reactor.handle(Input::Command(Command::PathChanged));
         }
         self.reactor.tick();
-        self.reactor.flush();
         Ok(any)
     }
 

@@ -301,9 +301,7 @@ impl<M: Machine, T> Reactor<M, T> {
         Some(connection)
     }
 
-    /// Writes what is unsent: at the end of a turn, because what there is to carry out and what there is
-    /// to say commute, and whoever waits for a message need not wait until jobs have been started.
-    pub(super) fn flush(&mut self) {
+    fn flush(&mut self) {
         let Self { driver, connections, epoll, .. } = self;
         for Connection { peer, stream, name, writes } in connections {
             while !driver.unsent(*peer).is_empty() {

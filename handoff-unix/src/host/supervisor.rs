@@ -625,7 +625,6 @@ impl Host for SupervisorHost {
             }
         }
         self.reactor.tick();
-        self.reactor.flush();
         Ok(any)
     }
 
