@@ -18,7 +18,7 @@ const STATE: &str = "state.json";
 const HISTORY: &str = "history.jsonl";
 
 /// How many entries of the history are kept in memory. The file keeps them all.
-const REMEMBERED: usize = 10_000;
+pub(super) const REMEMBERED: usize = 10_000;
 
 /// What the next supervisor of this daemon is to know.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -45,8 +45,6 @@ const PROGRESS: Duration = Duration::from_millis(200);
 const GIVE_UP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How long ending the daemons may take beyond their grace.
 const END: Duration = Duration::from_secs(10);
-/// How many entries of the history are kept in memory.
-const REMEMBERED: usize = 10_000;
 
 /// What a supervisor begins with.
 #[derive(Debug)]
@@ -393,7 +391,7 @@ impl Actor {
     pub(super) fn record(&mut self, entry: Entry) {
         self.keeper.entry(&entry);
         self.history.push(entry);
-        if self.history.len() > REMEMBERED {
+        if self.history.len() > keep::REMEMBERED {
             self.history.remove(0);
         }
     }
