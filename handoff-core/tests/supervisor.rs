@@ -1031,6 +1031,27 @@ fn the_end_of_the_incumbent_is_told_where_it_is_the_cause() {
     s.done(lock_free());
     s.done(written());
     assert_eq!(promoted(s), ended);
+    // On a slow machine it is told late.
+    let mut s = setup().draining();
+    s.loses(O);
+    s.passes(2.s());
+    s.expect_among(phase(Phase::Promote));
+    s.done(nobody());
+    s.done(exited(O_PID));
+    s.done(lock_free());
+    s.expect_among(check_lock());
+    s.done(lock_free());
+    s.done(written());
+    assert_eq!(promoted(s), ended);
+    let mut s = setup().draining();
+    s.loses(O);
+    s.passes(2.s());
+    s.done(nobody());
+    s.done(lock_free());
+    s.expect_among(send(N, begin()));
+    s.done(exited(O_PID));
+    s.done(written());
+    assert_eq!(promoted(s), ended);
     let mut s = setup().opening();
     s.asks(Command::Abort);
     s.passes(2.s());
@@ -2129,6 +2150,7 @@ fn the_late_words_of_an_incumbent_that_counts_as_gone_are_no_violation() {
     s.asks(Command::Abort);
     s.asked();
     s.passes(2.s());
+    s.done(nobody());
     s.done(lock_free());
     s.expect_among(send(N, begin()));
     for message in [seal_progress(1), seal_complete(&[4, 9])] {

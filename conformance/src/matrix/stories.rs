@@ -173,7 +173,10 @@ fn supervisors_that_end(on: &mut Telling) {
             .serves(Role::N);
     }
     on.tell("S hangs after SealComplete")
-        .when("O after SealComplete", Role::S, Blow::Stop(12_000))
+        .when("S before Begin", Role::S, Blow::Stop(12_000))
+        .comes_to("rolled back", "", Role::O);
+    on.tell("S hangs, and SealComplete is never read")
+        .when("O before SealComplete", Role::S, Blow::Stop(12_000))
         .comes_to("rolled back", "", Role::O);
 }
 

@@ -33,23 +33,21 @@ impl Supervisor {
         match peer {
             Peer::Incumbent => {
                 swap.incumbent.exited = true;
+                let detail = format!("the incumbent ended: {status}");
+                let guessed =
+                    swap.trouble_is(Reason::DrainFailed) || swap.trouble_is(Reason::IncumbentLost);
+                // The end of its connection, or its silence, was seen first, and this is why.
+                if guessed && (at == At::Asking || swap.promoted) {
+                    let detail = detail.clone();
+                    swap.trouble = Some(Trouble { reason: Reason::IncumbentLost, detail });
+                }
                 match at {
                     At::Connecting | At::Preparing | At::Draining | At::Drained | At::Sealing => {
-                        let detail = format!("the incumbent ended: {status}");
                         self.fail(now, Reason::IncumbentLost, detail, out);
                     }
-                    At::Asking => {
-                        // The end of its connection was seen first, and this is why.
-                        let guessed = swap.trouble_is(Reason::DrainFailed);
-                        if guessed || swap.trouble_is(Reason::IncumbentLost) {
-                            let detail = format!("the incumbent ended: {status}");
-                            swap.trouble = Some(Trouble { reason: Reason::IncumbentLost, detail });
-                        }
-                        self.promote(now, out);
-                    }
+                    At::Asking => self.promote(now, out),
                     At::Opening if !swap.promoted => {
                         swap.promoted = true;
-                        let detail = format!("the incumbent ended: {status}");
                         swap.trouble = Some(Trouble { reason: Reason::IncumbentLost, detail });
                         self.timers.clear(Timer::Deadline);
                         self.recheck_later(now);
