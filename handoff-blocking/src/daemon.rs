@@ -197,8 +197,8 @@ struct Thread(Option<JoinHandle<()>>);
 
 impl Thread {
     fn start(mut host: DaemonHost) -> io::Result<Self> {
+        crate::work(&mut host);
         let thread = std::thread::Builder::new().name("handoff".into()).spawn(move || {
-            crate::work(&mut host);
             while !host.has_ended() {
                 if let Err(error) = crate::turn(&mut host, None) {
                     return tracing::error!(%error, "handoff: the protocol's thread cannot go on");

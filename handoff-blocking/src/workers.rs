@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use handoff_unix::effects::Job;
 
-/// How long a thread waits for another job: those of a handoff come within milliseconds of each other,
-/// and to start a thread for each takes longer than most of them do.
-const IDLE: Duration = Duration::from_millis(100);
+/// How long a thread waits for another job: to start one takes longer than most of them do, and nobody
+/// serves while a successor does. As long as tokio's wait.
+const IDLE: Duration = Duration::from_secs(10);
 
 /// Never more jobs than threads that wait, so that no job waits for another.
 struct Workers {
@@ -29,6 +29,8 @@ pub(crate) fn run(job: Job<()>) {
     let mut workers = workers();
     if workers.jobs.len() < workers.waiting {
         workers.jobs.push_back(job);
+        // Who is woken needs it at once.
+        drop(workers);
         return WORK.notify_one();
     }
     drop(workers);

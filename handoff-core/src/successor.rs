@@ -305,10 +305,11 @@ impl Successor {
             (State::Locking(_), Outcome::Lock(Ok(()))) => {
                 self.timers.retain(|t| !matches!(t, Timer::LockBound | Timer::RetryLock));
                 self.state = State::Opening(Opening::default());
-                out.push(os(OsEffect::StagePath));
+                // Nobody serves until the data is open: that first.
                 if self.warm {
                     out.push(hook(Hook::Open));
                 }
+                out.push(os(OsEffect::StagePath));
             }
             (State::Locking(_), Outcome::Lock(Err(failure @ LockFailure::Unusable(_)))) => {
                 self.end(Ended::OpenFailed(failure.to_string()), out);

@@ -46,7 +46,7 @@ fn the_good_path() {
     n.hears(UP, begin());
     n.expect([take_lock()]);
     n.done(locked());
-    n.expect([stage_path(), hook(Hook::Open)]);
+    n.expect([hook(Hook::Open), stage_path()]);
     n.done(data_open());
     n.quiet();
     n.done(staged());
@@ -81,7 +81,7 @@ fn without_a_budget_hello_comes_before_the_warm_up() {
             n.asks(Command::Begin);
             n.quiet();
             n.done(locked());
-            n.expect([stage_path(), hook(Hook::Open)]);
+            n.expect([hook(Hook::Open), stage_path()]);
             n.done(staged());
         }
         n.asks(Command::Begin);
@@ -245,7 +245,7 @@ fn the_try_under_way_when_the_bound_passes_is_the_last() {
     n.passes(61.s());
     n.quiet();
     n.done(locked());
-    n.expect([stage_path(), hook(Hook::Open)]);
+    n.expect([hook(Hook::Open), stage_path()]);
     let mut n = N::locking();
     n.passes(61.s());
     n.done(lock_held());
@@ -284,7 +284,7 @@ fn a_shortage_is_retried_like_a_held_lock() {
         n.expect([take_lock()]);
     }
     n.done(locked());
-    n.expect([stage_path(), hook(Hook::Open)]);
+    n.expect([hook(Hook::Open), stage_path()]);
 }
 
 /// R3: closed between Begin and Ready it goes on: lock, open, serve.
@@ -294,7 +294,7 @@ fn a_close_after_begin_changes_nothing() {
     n.loses(UP);
     n.quiet();
     n.done(locked());
-    n.expect([stage_path(), hook(Hook::Open)]);
+    n.expect([hook(Hook::Open), stage_path()]);
     n.done(staged());
     n.done(data_open());
     n.expect([claim_path()]);
@@ -536,7 +536,7 @@ fn a_cold_start() {
     n.asks(Command::Begin);
     n.expect([take_lock()]);
     n.done(locked());
-    n.expect([stage_path(), hook(Hook::Open)]);
+    n.expect([hook(Hook::Open), stage_path()]);
     n.done(staged());
     n.done(data_open());
     n.expect([claim_path()]);
@@ -575,7 +575,7 @@ fn a_cold_start_beside_one_that_is_silent_retries() {
     n.done(nobody());
     n.passes(20.ms());
     n.done(locked());
-    n.expect([take_lock(), stage_path(), hook(Hook::Open)]);
+    n.expect([take_lock(), hook(Hook::Open), stage_path()]);
 }
 
 /// R1: a shortage is retried, and says nothing about others.
@@ -612,8 +612,8 @@ fn a_cold_start_that_cannot_open_releases_the_lock() {
     n.done(released());
     n.expect([
         take_lock(),
-        stage_path(),
         hook(Hook::Open),
+        stage_path(),
         release_lock(),
         ended(Ended::OpenFailed("corrupt".into())),
     ]);

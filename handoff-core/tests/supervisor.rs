@@ -30,7 +30,7 @@ fn prepared_stages(setup: &Setup) -> Vec<(&'static str, S)> {
 
 // The good path.
 
-/// C1, C2, C3, R6, R9, R16, X1: probe, spawn, Hello, connect, Hello, Prepare, Drained, SealRequest,
+/// C1, C2, C3, R6, R9, R16, X1: probe, spawn, connect, both Hellos, Prepare, Drained, SealRequest,
 /// SealComplete, Begin, Ready, Commit to N and then to O, and Committed once the path leads to N.
 #[test]
 fn the_good_path() {
@@ -44,22 +44,23 @@ fn the_good_path() {
     s.expect([spawn()]);
     s.done(Outcome::Spawned(Ok(N_PID)));
     s.opens_as(N, Credentials { descends: true, ..cred(N_PID) });
-    s.expect([journal(Step::Warm)]);
+    s.expect([journal(Step::Warm), effect(Effect::Connect)]);
     s.done(written());
-    s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
-    s.expect([send(N, ack()), effect(Effect::Connect)]);
     s.opens_as(O, cred(O_PID));
     s.done(Outcome::Connected(Ok(())));
     s.quiet();
     s.hears(O, hello_of(Side::Incumbent, O_PID, Capabilities::OURS));
     s.expect([send(O, ack()), journal(Step::Prepare)]);
     s.done(written());
+    s.expect([journal(Step::Seal)]);
+    s.done(written());
+    s.quiet();
+    s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
     s.expect([
+        send(N, ack()),
         phase(Phase::Drain),
         send(O, prepare(SPEC.deadline, SPEC.drain_grace)),
-        journal(Step::Seal),
     ]);
-    s.done(written());
     s.hears(O, drained());
     s.expect([drained_event(), phase(Phase::Seal), send(O, seal_request())]);
     s.hears(O, seal_progress(1));
@@ -314,6 +315,113 @@ fn the_incumbents_hello_is_checked() {
         s.done(written());
         s.done(reaped());
         let expected = (Verdict::Refused, Some(Reason::ProtocolViolation), Some(O_PID));
+        assert_eq!(s.verdict(), expected);
+    }
+}
+
+/// C3: what becomes of the connection to the incumbent while the successor warms up is no failure: where it
+/// is not there when it is needed, it is made again.
+#[test]
+fn a_connection_that_ends_during_the_warm_up_is_made_again() {
+    let hung_up = || {
+        let mut s = setup().greeted();
+        s.loses(O);
+        s.quiet();
+        s
+    };
+    let refused = || {
+        let mut s = setup().warming();
+        s.done(Outcome::Connected(Err("refused".into())));
+        s.quiet();
+        s
+    };
+    let silent = || {
+        let mut s = setup().greeted();
+        s.passes(5.s());
+        s.expect_among(close(O));
+        s
+    };
+    let confused = || {
+        let mut s = setup().greeted();
+        s.hears(O, drained());
+        s.expect_among(close(O));
+        s
+    };
+    for mut s in [hung_up(), refused(), silent(), confused()] {
+        s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
+        s.expect([send(N, ack()), effect(Effect::Connect)]);
+        s.opens_as(O, cred(O_PID));
+        s.done(Outcome::Connected(Ok(())));
+        s.hears(O, hello_of(Side::Incumbent, O_PID, Capabilities::OURS));
+        s.expect_among(send(O, ack()));
+        s.done(written());
+        s.done(written());
+        s.expect_among(send(O, prepare(SPEC.deadline, SPEC.drain_grace)));
+        // And nothing is held against it.
+        s.asks(Command::Abort);
+        s.answers_alive();
+        s.expect_among(term(N_PID));
+    }
+}
+
+/// C3, R5: nor is its end: another may have taken its place.
+#[test]
+fn an_incumbent_that_ends_during_the_warm_up_is_looked_for() {
+    let mut s = setup().greeted();
+    s.done(exited(O_PID));
+    s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
+    s.expect([send(N, ack()), close(O), effect(Effect::Connect)]);
+    s.done(Outcome::Connected(Err("refused".into())));
+    s.expect([phase(Phase::Promote), check_lock()]);
+}
+
+/// C3, C6: an incumbent without X2 may serve one connection at a time: it is let go until it is needed.
+#[test]
+fn a_legacy_incumbent_is_not_held_during_the_warm_up() {
+    let mut s = Setup::legacy_o().warming();
+    s.opens_as(O, cred(O_PID));
+    s.done(Outcome::Connected(Ok(())));
+    s.hears(O, hello_of(Side::Incumbent, O_PID, LEGACY));
+    s.expect([send(O, ack()), close(O)]);
+    s.passes(9.s());
+    s.quiet();
+    s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
+    s.expect([send(N, ack()), effect(Effect::Connect)]);
+}
+
+/// C3, T1: the connection is kept alive as long as the warm-up takes, and let go with it.
+#[test]
+fn the_incumbent_is_heartbeaten_during_the_warm_up() {
+    let mut s = setup().greeted();
+    s.done(written());
+    s.expect([journal(Step::Seal)]);
+    s.done(written());
+    for _ in 0..30 {
+        s.passes(1.s());
+        s.hears(O, heartbeat(7));
+    }
+    assert_eq!(s.beats_to(O).len(), 30);
+    s.done(exited(N_PID));
+    s.done(reaped());
+    let outputs = s.take();
+    assert!(outputs.contains(&close(O)));
+    let abort = |output: &Output| matches!(output, Output::Send { to: Peer::Incumbent, .. });
+    assert!(!outputs.iter().any(abort), "it is left alone");
+}
+
+/// R9: a journal that fails during the warm-up stops the handoff; the incumbent is left alone.
+#[test]
+fn a_journal_that_fails_during_the_warm_up_stops_the_handoff() {
+    for entries in [0, 1] {
+        let mut s = setup().greeted();
+        for _ in 0..entries {
+            s.done(written());
+        }
+        s.done(unwritten());
+        s.expect_among(term(N_PID));
+        s.done(written());
+        s.done(reaped());
+        let expected = (Verdict::Refused, Some(Reason::IoError), Some(O_PID));
         assert_eq!(s.verdict(), expected);
     }
 }
@@ -1532,13 +1640,13 @@ fn the_journal_is_ahead_of_the_spawn() {
 fn a_late_entry_is_not_the_next_ones() {
     let mut s = setup().spawning();
     s.done(Outcome::Spawned(Ok(N_PID)));
-    s.expect([journal(Step::Warm)]);
+    s.expect([journal(Step::Warm), effect(Effect::Connect)]);
     s.opens_as(N, Credentials { descends: true, ..cred(N_PID) });
     s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
     s.opens_as(O, cred(O_PID));
     s.done(Outcome::Connected(Ok(())));
     s.hears(O, hello_of(Side::Incumbent, O_PID, Capabilities::OURS));
-    s.expect([send(N, ack()), effect(Effect::Connect), send(O, ack())]);
+    s.expect([send(N, ack()), send(O, ack())]);
     s.done(written());
     s.expect([journal(Step::Prepare)]);
     s.done(written());
@@ -2170,7 +2278,10 @@ fn connections_that_nobody_asked_for_are_closed() {
     s.opens_as(O, cred(O_PID));
     s.opens_as(N, cred(N_PID));
     s.expect([close(O), close(N)]);
-    let mut s = setup().warming();
+    let mut s = setup().spawning();
+    s.opens_as(O, cred(O_PID));
+    s.expect([close(O)]);
+    let mut s = setup().greeted();
     s.opens_as(O, cred(O_PID));
     s.opens_as(N, cred(N_PID));
     s.expect([close(O), close(N)]);

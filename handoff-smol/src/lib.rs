@@ -97,19 +97,22 @@ use smol::Async;
 fn drive(mut host: impl Host + Send + 'static) -> Result<(), StartError> {
     let failed = |source| StartError::Io { what: "watching the protocol's descriptor", source };
     let fd = host.as_fd().try_clone_to_owned().and_then(Async::new_nonblocking).map_err(failed)?;
+    work(&mut host);
     let driven = smol::spawn(async move {
-        loop {
-            while let Some(job) = host.job() {
-                smol::unblock(job).detach();
-            }
-            if host.has_ended() {
-                return;
-            }
+        while !host.has_ended() {
             if let Err(error) = fd.readable().await.and_then(|()| host.turn()) {
                 return tracing::error!(%error, "handoff: the protocol's task cannot go on");
             }
+            work(&mut host);
         }
     });
     driven.detach();
     Ok(())
+}
+
+/// Has done what there is to do until the next turn.
+fn work(host: &mut impl Host) {
+    while let Some(job) = host.job() {
+        smol::unblock(job).detach();
+    }
 }

@@ -97,14 +97,9 @@ use tokio::task::spawn_blocking;
 fn drive(mut host: impl Host + Send + 'static) -> Result<(), StartError> {
     let failed = |source| StartError::Io { what: "watching the protocol's descriptor", source };
     let fd = host.as_fd().try_clone_to_owned().and_then(register).map_err(failed)?;
+    work(&mut host);
     tokio::spawn(async move {
-        loop {
-            while let Some(job) = host.job() {
-                drop(spawn_blocking(job));
-            }
-            if host.has_ended() {
-                return;
-            }
+        while !host.has_ended() {
             let turn = fd.readable().await.and_then(|mut ready| {
                 if !host.turn()? {
                     ready.clear_ready();
@@ -114,9 +109,17 @@ fn drive(mut host: impl Host + Send + 'static) -> Result<(), StartError> {
             if let Err(error) = turn {
                 return tracing::error!(%error, "handoff: the protocol's task cannot go on");
             }
+            work(&mut host);
         }
     });
     Ok(())
+}
+
+/// Has done what there is to do until the next turn.
+fn work(host: &mut impl Host) {
+    while let Some(job) = host.job() {
+        drop(spawn_blocking(job));
+    }
 }
 
 /// What owns a descriptor, in tokio's reactor.

@@ -1,5 +1,10 @@
 //! The supervisor's journal: one small file that is whole or absent (R9).
 //!
+//! An entry outlives its supervisor, not the machine: pids mean nothing after a boot, so that one of before it
+//! is not heeded. So it is not forced to the disk either, which would take longer than most handoffs, and hold
+//! up whoever makes a file on that file system meanwhile. What a loss of power leaves of it, if it is not
+//! whole, its checksum tells.
+//!
 //! | bytes | content |
 //! |---|---|
 //! | 8 | `HANDOFFJ` |
@@ -72,7 +77,8 @@ impl JournalFile {
         &self.path
     }
 
-    /// Replaces the content, atomically: whoever loads finds the old or the new payload.
+    /// Replaces the content, atomically: whoever loads finds the old or the new payload, whenever a process
+    /// ends.
     ///
     /// The file has mode 0600. Errors leave the old content; a payload longer than
     /// [`MAX_PAYLOAD`] is one (`InvalidInput`).
@@ -107,9 +113,7 @@ impl JournalFile {
         let mut file = File::from(rustix::fs::openat(CWD, &self.temporary, flags, mode)?);
         // A leftover may have been made with another mode.
         rustix::fs::fchmod(&file, mode)?;
-        file.write_all(bytes)?;
-        // Otherwise the rename may reach the disk before the content does.
-        file.sync_data()
+        file.write_all(bytes)
     }
 
     /// Reads the journal. Never fails: what cannot be read blocks nothing (R9).

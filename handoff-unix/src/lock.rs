@@ -8,6 +8,7 @@
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
@@ -42,9 +43,8 @@ pub struct DataDirLock {
 impl DataDirLock {
     /// Takes the lock on `data_dir` if nobody holds it, without waiting.
     ///
-    /// On success the path of the lock file still names the locked file, and `.handoff.pidfile`
-    /// holds this process's pid if it could be written; not being able to write it fails
-    /// nothing. Errors: [`LockError::Held`] and [`LockError::Shortage`] are worth retrying,
+    /// On success the path of the lock file still names the locked file. Who took it is written by
+    /// [`PidFile::write`]. Errors: [`LockError::Held`] and [`LockError::Shortage`] are worth retrying,
     /// [`LockError::Unusable`] is not (R1).
     pub fn try_take(data_dir: &Path) -> Result<Self, LockError> {
         let lock_path = data_dir.join(LOCK_FILE);
@@ -62,7 +62,6 @@ impl DataDirLock {
             // Somebody may have replaced the file or the directory between open and lock; what
             // is locked then guards nothing.
             if lock.is_in_place().map_err(|e| LockError::of(&lock_path, e))? {
-                lock.write_pid_file();
                 return Ok(lock);
             }
             tracing::debug!(path = %lock_path.display(), "lock file was replaced while being locked");
@@ -107,7 +106,24 @@ impl DataDirLock {
             && (named_dir.st_dev, named_dir.st_ino) == (dir.st_dev, dir.st_ino))
     }
 
-    fn write_pid_file(&self) {
+    /// The file that tells others who holds the lock. `None` for want of a descriptor.
+    #[must_use]
+    pub fn pid_file(&self) -> Option<PidFile> {
+        let dir = self.dir.file.try_clone().ok()?;
+        Some(PidFile { dir, data_dir: self.data_dir.clone() })
+    }
+}
+
+/// The file in a locked data directory that names the lock's holder: for messages only (R1).
+#[derive(Debug)]
+pub struct PidFile {
+    dir: File,
+    data_dir: PathBuf,
+}
+
+impl PidFile {
+    /// Writes this process's pid. Not being able to fails nothing.
+    pub fn write(self) {
         // Truncating comes first: on a full disk an empty file is better than one that names
         // somebody else.
         let flags = OFlags::WRONLY
@@ -116,10 +132,10 @@ impl DataDirLock {
             | OFlags::CLOEXEC
             | OFlags::NOFOLLOW
             | OFlags::NONBLOCK;
-        let written =
-            rustix::fs::openat(&self.dir.file, PID_FILE, flags, Mode::from_raw_mode(0o644))
-                .map_err(io::Error::from)
-                .and_then(|fd| writeln!(File::from(fd), "{}", std::process::id()));
+        let line = format!("{}\n", std::process::id());
+        let written = rustix::fs::openat(&self.dir, PID_FILE, flags, Mode::from_raw_mode(0o644))
+            .map_err(io::Error::from)
+            .and_then(|fd| File::from(fd).write_all(line.as_bytes()));
         if let Err(error) = written {
             tracing::debug!(
                 path = %self.data_dir.join(PID_FILE).display(), %error,
@@ -312,6 +328,8 @@ fn pid_from_file(data_dir: &Path) -> Option<u32> {
 
 /// How many descriptors of a process [`is_held_by`] looks at.
 const FDS: usize = 1024;
+/// How many of them before they are listed.
+const FIRST_FDS: usize = 24;
 
 /// What can be seen of a data directory's lock without touching it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -372,13 +390,24 @@ pub fn lock_state(data_dir: &Path) -> LockState {
 pub fn is_held_by(data_dir: &Path, pid: u32) -> bool {
     let Ok(file) = rustix::fs::lstat(data_dir.join(LOCK_FILE)) else { return false };
     let device = (rustix::fs::major(file.st_dev), rustix::fs::minor(file.st_dev));
-    let Ok(fds) = std::fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return false };
-    fds.flatten().take(FDS).any(|fd| {
-        let info = read_proc(fd.path()).unwrap_or_default();
+    let holds = |fd: &str| {
+        // What it has under another name is no lock file; most are told apart by that.
+        let name = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap_or_default();
+        let mut parts = name.as_os_str().as_bytes().windows(LOCK_FILE.len());
+        if !parts.any(|part| part == LOCK_FILE.as_bytes()) {
+            return false;
+        }
+        let info = read_proc(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default();
         info.lines()
             .filter_map(|line| line.strip_prefix("lock:"))
             .any(|lock| find_flock(lock.trim_start(), device, file.st_ino, true).is_some())
-    })
+    };
+    // Whoever has just taken it has it among its first descriptors, and to list them all takes longer.
+    if (0..FIRST_FDS).any(|fd| holds(&fd.to_string())) {
+        return true;
+    }
+    let Ok(fds) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    fds.flatten().take(FDS).any(|fd| fd.file_name().to_str().is_some_and(holds))
 }
 
 /// The kernel's table of locks, and whether it was read in one piece.
@@ -476,6 +505,7 @@ mod tests {
         assert_eq!(lock_state(dir.path()), LockState::Free);
 
         let lock = DataDirLock::try_take(dir.path()).unwrap();
+        lock.pid_file().unwrap().write();
         assert_eq!(lock.data_dir(), dir.path());
         let me = std::process::id();
         assert_eq!(lock_state(dir.path()), LockState::Held { pid: Some(me) });
@@ -562,7 +592,9 @@ mod tests {
     fn r1_the_pid_file_fails_nothing() {
         let dir = scratch();
         std::fs::create_dir(dir.path().join(PID_FILE)).unwrap();
-        DataDirLock::try_take(dir.path()).unwrap().release().unwrap();
+        let lock = DataDirLock::try_take(dir.path()).unwrap();
+        lock.pid_file().unwrap().write();
+        lock.release().unwrap();
     }
 
     #[test]

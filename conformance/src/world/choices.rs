@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use handoff_core::daemon::ConnId;
-use handoff_core::supervisor::{Peer, Timer};
 use handoff_core::{Instant, Machine};
 
 use super::process::{Boss, Effort, Slot, Worker};
@@ -380,8 +379,10 @@ impl World {
             let deadline = boss.machine.deadline()?;
             let forgotten = match sabotage {
                 Some(Sabotage::TimelessSupervisor) => true,
-                // It has no other while it awaits that.
-                Some(Sabotage::ForgetsHello) => deadline.why == Timer::Hello(Peer::Successor),
+                // Nor is its heartbeat due then, with which it would see what else is.
+                Some(Sabotage::ForgetsHello) => {
+                    boss.machine.state_name() == "awaiting the successor's Hello"
+                }
                 _ => false,
             };
             (!forgotten).then_some((SUPERVISOR, boss.status, deadline.at))

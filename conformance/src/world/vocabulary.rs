@@ -160,7 +160,7 @@ pub enum Sabotage {
     ForgetsRetry,
     /// T5, R11: a successor that could not claim the control path forgets when to try again.
     ForgetsPath,
-    /// T5, C3: the supervisor forgets when a warm-up is overdue; its other deadlines stand.
+    /// T5, C3: the supervisor forgets the time while a successor warms up.
     ForgetsHello,
     /// R4: the supervisor's heartbeats do not repeat its open question.
     AsksOnce,

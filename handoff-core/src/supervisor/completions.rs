@@ -127,6 +127,8 @@ impl Supervisor {
                 self.journal(Step::Warm, out);
                 if failed {
                     self.end_successor(now, out);
+                } else if self.connects() {
+                    Self::look(&mut self.connect, Effect::Connect, out);
                 }
             }
             Err(detail) => {

@@ -6,21 +6,33 @@ impl Supervisor {
     pub(super) fn opened(&mut self, peer: Peer, cred: Credentials, out: &mut Out) {
         let wanted = match peer {
             Peer::Successor => true,
-            Peer::Incumbent => self.connect == Flight::Out && self.at() == Some(At::Connecting),
+            Peer::Incumbent => self.connect == Flight::Out && self.connects(),
         };
+        // There may have been one to the incumbent that has ended.
+        let free =
+            |link: &Link| *link == Link::None || (peer == Peer::Incumbent && *link == Link::Closed);
         match self.swap().map(|swap| swap.link(peer)) {
-            Some(link) if wanted && *link == Link::None => *link = Link::Opened(cred),
+            Some(link) if wanted && free(link) => *link = Link::Opened(cred),
             _ => out.push(Output::Close { peer }),
         }
     }
 
+    /// Whether a connection to the incumbent is wanted: while the successor warms up, so that nobody has to
+    /// wait for it, and again when it is needed. A dry run leaves the incumbent alone.
+    pub(super) fn connects(&self) -> bool {
+        match &self.state {
+            State::Swap(swap) => matches!(swap.at, At::Warming | At::Connecting) && !swap.dry_run,
+            State::Idle | State::Finding(_) => false,
+        }
+    }
+
     pub(super) fn connected(&mut self, now: Instant, result: Result<(), String>, out: &mut Out) {
-        let wanted = self.at() == Some(At::Connecting);
+        let wanted = self.connects();
         if !Self::fresh(&mut self.connect, Effect::Connect, wanted, out) {
             return;
         }
         if let Err(error) = result
-            && wanted
+            && self.at() == Some(At::Connecting)
         {
             self.fail(now, Reason::IncumbentLost, error, out);
         }

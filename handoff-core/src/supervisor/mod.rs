@@ -169,8 +169,9 @@ enum At {
     /// The successor's process is being started.
     Spawning,
     /// Its Hello is awaited.
+    /// Meanwhile the incumbent says its own.
     Warming,
-    /// The incumbent's Hello is awaited.
+    /// The incumbent's Hello is awaited, because it has not said it by now.
     Connecting,
     /// The journal is awaited, then Prepare is sent.
     Preparing,
@@ -300,6 +301,7 @@ impl Supervisor {
         let Some(entry) = self.journal.writing.take() else { return };
         // A late entry of an earlier handoff says nothing about this one.
         let current = self.swap().is_some_and(|swap| swap.id == entry.id);
+        let before_seal = self.at().is_some_and(|at| at <= At::Drained);
         let failure = match result {
             Ok(()) => {
                 if current {
@@ -315,8 +317,10 @@ impl Supervisor {
         if let Some(next) = self.journal.next.take() {
             self.journal.writing = Some(next);
             out.push(Output::Do(Effect::Journal(next)));
+        } else if failure.is_none() && current && before_seal && entry.step == Step::Prepare {
+            // Ahead of the drain, so that nothing is waited for when nobody accepts.
+            self.journal(Step::Seal, out);
         }
-        let before_seal = self.at().is_some_and(|at| at <= At::Drained);
         match failure {
             // Only before Seal may the journal stop a handoff.
             Some(error) if before_seal && current => {
@@ -330,7 +334,9 @@ impl Supervisor {
         let written = self.journal.written;
         match self.at() {
             Some(At::Probing) if written == Some(Step::Warm) => self.spawn(out),
-            Some(At::Preparing) if written == Some(Step::Prepare) => self.prepare(now, out),
+            Some(At::Preparing) if matches!(written, Some(Step::Prepare | Step::Seal)) => {
+                self.prepare(now, out);
+            }
             Some(At::Drained) if written == Some(Step::Seal) => self.request_seal(out),
             _ => {}
         }
@@ -422,6 +428,8 @@ impl Supervisor {
                 swap.incumbent.pid = Some(pid);
                 swap.incumbent.link = Link::Acked;
                 swap.incumbent.steady = steady;
+                // Whatever became of a connection before this one.
+                (swap.incumbent.hung_up, swap.incumbent.silent) = (false, false);
             }
             Peer::Successor => {
                 swap.successor.pid = Some(pid);
@@ -439,16 +447,35 @@ impl Supervisor {
         }
         match (from, at) {
             (Peer::Successor, At::Warming) if dry_run => self.end_successor(now, out),
-            (Peer::Successor, At::Warming) => {
-                self.goto(At::Connecting);
-                self.timers.set(Timer::Hello(Peer::Incumbent), now + config.timing.incumbent_hello);
-                Self::look(&mut self.connect, Effect::Connect, out);
-            }
+            (Peer::Successor, At::Warming) => self.warm(now, out),
+            (Peer::Incumbent, At::Warming) if steady => self.journal(Step::Prepare, out),
+            // It may serve one connection at a time, and others want to know who serves meanwhile.
+            (Peer::Incumbent, At::Warming) => self.close(Peer::Incumbent, out),
             (Peer::Incumbent, At::Connecting) => {
                 self.goto(At::Preparing);
                 self.journal(Step::Prepare, out);
             }
             _ => {}
+        }
+    }
+
+    /// The successor has said Hello.
+    fn warm(&mut self, now: Instant, out: &mut Out) {
+        let limit = now + self.config.timing.incumbent_hello;
+        let Some(swap) = self.swap() else { return };
+        let (link, gone) = (swap.incumbent.link, swap.incumbent.exited);
+        if link == Link::Acked && !gone {
+            swap.at = At::Preparing;
+            return self.step_if_journalled(now, out);
+        }
+        swap.at = At::Connecting;
+        self.timers.set(Timer::Hello(Peer::Incumbent), limit);
+        if gone {
+            self.close(Peer::Incumbent, out);
+        }
+        let awaited = self.connect != Flight::Idle || (matches!(link, Link::Opened(_)) && !gone);
+        if !awaited {
+            Self::look(&mut self.connect, Effect::Connect, out);
         }
     }
 
@@ -468,7 +495,6 @@ impl Supervisor {
         out.push(Output::Send { to: Peer::Incumbent, message });
         self.timers.set(Timer::Deadline, now + deadline + slack);
         self.timers.set(Timer::Drain, now + drain_grace + slack);
-        self.journal(Step::Seal, out);
     }
 
     fn request_seal(&mut self, out: &mut Out) {

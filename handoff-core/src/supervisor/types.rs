@@ -130,7 +130,9 @@ pub struct Entry {
     pub successor: Option<u32>,
 }
 
-/// The steps of a handoff that the journal tells apart.
+/// The steps of a handoff that the journal tells apart. An entry is written ahead of its step (R9), those of
+/// Prepare and of Seal one after the other as soon as the incumbent has said Hello: a step that is written
+/// was not necessarily reached.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum Step {
     /// A successor warms up; the incumbent is untouched.

@@ -197,10 +197,7 @@ impl Decoder {
             && let Some((frame, rest)) = input.split_at_checked(LENGTH_BYTES + length)
         {
             *input = rest;
-            return match self.frame(&frame[LENGTH_BYTES..]) {
-                Ok(frame) => Ok(Some(frame)),
-                Err(error) => Err(self.fail(error)),
-            };
+            return self.frame(&frame[LENGTH_BYTES..]);
         }
         self.collect(input)
     }
@@ -225,14 +222,15 @@ impl Decoder {
         if self.partial.len() < self.end {
             return Ok(None);
         }
-        match self.frame(&self.partial[LENGTH_BYTES..]) {
-            Ok(frame) => {
-                self.partial.clear();
-                self.end = 0;
-                Ok(Some(frame))
-            }
-            Err(error) => Err(self.fail(error)),
+        let mut whole = core::mem::take(&mut self.partial);
+        self.end = 0;
+        let frame = self.frame(&whole[LENGTH_BYTES..]);
+        if frame.is_ok() {
+            // There is room for the next.
+            whole.clear();
+            self.partial = whole;
         }
+        frame
     }
 
     #[cold]
@@ -260,27 +258,29 @@ impl Decoder {
         Ok(announced as usize)
     }
 
+    // What it gives is what a caller of `decode` gets, as it is.
     #[inline]
-    fn frame(&self, body: &[u8]) -> Result<Frame, WireError> {
+    fn frame(&mut self, body: &[u8]) -> Result<Option<Frame>, WireError> {
         let Some((version, payload)) = body.split_first_chunk::<VERSION_BYTES>() else {
-            return Err(WireError::Malformed);
+            return Err(self.fail(WireError::Malformed));
         };
         let version = u16::from_le_bytes(*version);
         if let Some(chosen) = self.chosen
             && chosen != version
         {
-            return Err(WireError::Version { got: version, chosen });
+            return Err(self.fail(WireError::Version { got: version, chosen }));
         }
         let mut bytes = postcard::Deserializer::from_bytes(payload);
-        let Ok(message) = Message::deserialize(&mut bytes) else {
-            return Err(WireError::Malformed);
-        };
-        match bytes.finalize() {
-            Ok([]) => Ok(Frame { version, message }),
-            rest => {
-                let bytes = rest.map_or(0, <[u8]>::len);
-                Err(WireError::Leftover { message: short_name(&message), bytes })
-            }
+        match Message::deserialize(&mut bytes) {
+            Ok(message) => match bytes.finalize() {
+                Ok([]) => Ok(Some(Frame { version, message })),
+                rest => {
+                    let bytes = rest.map_or(0, <[u8]>::len);
+                    let message = short_name(&message);
+                    Err(self.fail(WireError::Leftover { message, bytes }))
+                }
+            },
+            Err(_) => Err(self.fail(WireError::Malformed)),
         }
     }
 }

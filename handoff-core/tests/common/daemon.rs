@@ -324,7 +324,7 @@ impl TestDaemon {
     pub(crate) fn opening() -> Self {
         let mut n = Self::locking();
         n.done(locked());
-        n.expect([stage_path(), hook(Hook::Open)]);
+        n.expect([hook(Hook::Open), stage_path()]);
         n
     }
 

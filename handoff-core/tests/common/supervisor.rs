@@ -179,18 +179,29 @@ impl Setup {
     pub(crate) fn warming(&self) -> TestSupervisor {
         let mut s = self.spawning();
         s.done(Outcome::Spawned(Ok(N_PID)));
-        s.expect([journal(Step::Warm)]);
+        s.expect([journal(Step::Warm), effect(Effect::Connect)]);
         s.done(written());
         s.opens_as(N, Credentials { descends: true, ..cred(N_PID) });
         s.quiet();
         s
     }
 
-    /// The incumbent's Hello is awaited.
+    /// The same, and the incumbent has said its own; the journal of Prepare is awaited.
+    pub(crate) fn greeted(&self) -> TestSupervisor {
+        let mut s = self.warming();
+        s.opens_as(O, cred(O_PID));
+        s.done(Outcome::Connected(Ok(())));
+        s.quiet();
+        s.hears(O, hello_of(Side::Incumbent, O_PID, self.o));
+        s.expect([send(O, ack()), journal(Step::Prepare)]);
+        s
+    }
+
+    /// The incumbent's Hello is awaited: the successor was quicker.
     pub(crate) fn connecting(&self) -> TestSupervisor {
         let mut s = self.warming();
         s.hears(N, hello_of(Side::Successor, N_PID, self.n));
-        s.expect([send(N, ack()), effect(Effect::Connect)]);
+        s.expect([send(N, ack())]);
         s
     }
 
@@ -216,9 +227,9 @@ impl Setup {
         let mut s = self.preparing();
         s.done(written());
         s.expect([
+            journal(Step::Seal),
             phase(Phase::Drain),
             send(O, prepare(SPEC.deadline, SPEC.drain_grace)),
-            journal(Step::Seal),
         ]);
         s.done(written());
         s.quiet();

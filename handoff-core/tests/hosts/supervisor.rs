@@ -179,6 +179,8 @@ impl Base {
                     }
                     Message::Hello { capabilities, .. } => {
                         facts.steady_o = capabilities.has(Capabilities::STEADY_HEARTBEAT);
+                        // What was said on a connection before this one was refused.
+                        facts.seal_failed = false;
                     }
                     _ => facts.o_alive |= !facts.steady_o,
                 },

@@ -6,7 +6,7 @@ use handoff_core::daemon::{LockFailure, OsEffect, Outcome, Probed, Signal};
 
 use super::Job;
 use crate::control::{ControlPath, ControlPathError, ControlSocket, PathWatch};
-use crate::lock::{DataDirLock, LockError};
+use crate::lock::{DataDirLock, LockError, PidFile};
 use crate::probe::{Users, probed};
 use crate::process::{self, PidFd};
 
@@ -27,11 +27,15 @@ pub struct DaemonEffects {
 
 /// The lock, while it is held. It goes by being released or with the process, never by a drop.
 #[derive(Debug, Default)]
-struct Held(Option<DataDirLock>);
+struct Held {
+    lock: Option<DataDirLock>,
+    /// The pid file says so.
+    told: bool,
+}
 
 impl Drop for Held {
     fn drop(&mut self) {
-        std::mem::forget(self.0.take());
+        std::mem::forget(self.lock.take());
     }
 }
 
@@ -86,11 +90,13 @@ impl DaemonEffects {
             OsEffect::TakeLock => Outcome::Lock(self.take_lock()),
             OsEffect::ReleaseLock => Outcome::Released(self.release_lock()),
             OsEffect::StagePath => {
+                self.tell_holder();
                 self.control.remove_stale();
                 Outcome::Staged(self.stage().map(drop).map_err(|error| error.to_string()))
             }
             OsEffect::ClaimPath => {
                 let claimed = self.claim().map_err(|error| error.to_string());
+                self.tell_holder();
                 self.control.remove_stale();
                 Outcome::Claimed(claimed)
             }
@@ -103,7 +109,7 @@ impl DaemonEffects {
     fn take_lock(&self) -> Result<(), LockFailure> {
         match DataDirLock::try_take(&self.data_dir) {
             Ok(lock) => {
-                own(&self.lock).0 = Some(lock);
+                *own(&self.lock) = Held { lock: Some(lock), told: false };
                 Ok(())
             }
             Err(LockError::Held { holder, .. }) => Err(LockFailure::Held { holder }),
@@ -117,12 +123,23 @@ impl DaemonEffects {
     }
 
     fn release_lock(&self) -> Result<(), String> {
-        match own(&self.lock).0.take() {
+        let lock = own(&self.lock).lock.take();
+        match lock {
             Some(lock) => lock.release().map_err(|error| {
                 format!("the lock on {} could not be released: {error}", self.data_dir.display())
             }),
             None => Ok(()),
         }
+    }
+
+    /// Names the lock's holder for others, once, where nobody waits for it: to make a file takes as long as
+    /// all of the lock.
+    fn tell_holder(&self) {
+        let mut held = own(&self.lock);
+        let told = std::mem::replace(&mut held.told, true);
+        let file = held.lock.as_ref().filter(|_| !told).and_then(DataDirLock::pid_file);
+        drop(held);
+        file.into_iter().for_each(PidFile::write);
     }
 
     fn stage(&self) -> Result<Arc<ControlSocket>, ControlPathError> {

@@ -118,6 +118,12 @@ impl SupervisorEffects {
         !self.listeners.is_empty()
     }
 
+    /// Whether it keeps a journal (R9).
+    #[must_use]
+    pub const fn has_journal(&self) -> bool {
+        self.journal.is_some()
+    }
+
     /// Work that reads what the supervisor before this one was doing (R10), tells of it, counts the
     /// processes it had started, where they still run, among its own, and clears the journal of all but
     /// these. One that cannot be read is set aside, with a warning.

@@ -1,10 +1,11 @@
+use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use handoff_core::daemon::{
-    self as core, Command, ConnId, Effect, Ended, Event, Hook, Outcome, Timing,
+    self as core, Command, ConnId, Effect, Ended, Event, Hook, OsEffect, Outcome, Timing,
 };
 use handoff_core::driver::ActionOf;
 use handoff_core::{Input, Machine as _};
@@ -78,6 +79,14 @@ impl Config {
 /// still be writing: it goes with the process.
 #[derive(Debug)]
 pub struct DaemonHost {
+    inner: Arc<Mutex<Inner>>,
+    descriptor: Arc<OwnedFd>,
+}
+
+/// What there is of it. The thread that answers a hook or has carried out an effect takes the turn that
+/// follows from that itself, where the adapter waits ([`advance`]).
+#[derive(Debug)]
+pub(super) struct Inner {
     reactor: Reactor<core::Daemon, Mail>,
     effects: DaemonEffects,
     /// Of the hook that was asked for last.
@@ -94,6 +103,14 @@ pub struct DaemonHost {
     opened: bool,
     ended: bool,
     incumbency: Settles,
+    post: Post,
+    /// The adapter has nothing to do until the next turn.
+    rests: bool,
+    /// The adapter is to have a thread for jobs by now: a successor's first one takes the lock, and nobody
+    /// serves while a thread is started for that.
+    needs_thread: bool,
+    /// What is left to it: effects that may block.
+    left: VecDeque<OsEffect>,
     /// Dropped last: it tells the program that the rest is gone.
     program: Sender<Request>,
 }
@@ -132,28 +149,58 @@ impl DaemonHost {
             reactor.add(ConnId::SUPERVISOR, stream);
         }
         let (sender, requests) = channel();
-        let post = Post(reactor.mailbox().clone());
+        let needs_thread = inherited.role() == Role::Successor;
         let incumbency = Settles::default();
         let told = incumbency.0.clone();
-        let program = Program::new(inherited, config.data_dir.clone(), post, requests, told);
-        let effects = DaemonEffects::new(control, config.data_dir, users);
-        let off = Off::default();
-        let host = Self {
-            reactor,
-            effects,
-            off,
-            listener: None,
-            path: None,
-            blind: false,
-            short: false,
-            opened: false,
-            ended: false,
-            incumbency,
-            program: sender,
-        };
-        Ok((host, program))
+        let (mailbox, descriptor) = (reactor.mailbox().clone(), reactor.descriptor());
+        let effects = DaemonEffects::new(control, config.data_dir.clone(), users);
+        let inner = Arc::new_cyclic(|host| {
+            Mutex::new(Inner {
+                reactor,
+                effects,
+                off: Off::default(),
+                listener: None,
+                path: None,
+                blind: false,
+                short: false,
+                opened: false,
+                ended: false,
+                incumbency,
+                post: Post { mailbox: mailbox.clone(), host: host.clone() },
+                rests: false,
+                needs_thread,
+                left: VecDeque::new(),
+                program: sender,
+            })
+        });
+        let post = Post { mailbox, host: Arc::downgrade(&inner) };
+        let program = Program::new(inherited, config.data_dir, post, requests, told);
+        Ok((Self { inner, descriptor }, program))
     }
 
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes a turn on this thread, which does not block, and all that comes of it; whether the adapter can be
+/// left to wait. It cannot where there is something that may block, or it is at work itself.
+pub(super) fn advance(host: Arc<Mutex<Inner>>) -> bool {
+    let Ok(mut inner) = host.try_lock() else { return false };
+    if !inner.rests || inner.turn().is_err() {
+        return false;
+    }
+    while let Some(effect) = inner.carry_out() {
+        inner.left.push_back(effect);
+    }
+    if inner.ended || !inner.left.is_empty() {
+        return false;
+    }
+    inner.settle();
+    true
+}
+
+impl Inner {
     fn end(&mut self, ended: Ended) {
         tracing::info!(%ended, "handoff: this process has no further part");
         if let Ended::Crash(reason) = &ended {
@@ -248,43 +295,48 @@ impl DaemonHost {
             }
         }
     }
-}
 
-impl Host for DaemonHost {
-    fn job(&mut self) -> Option<Job<()>> {
+    /// Carries out what there is to do, up to the next effect that may block.
+    fn carry_out(&mut self) -> Option<OsEffect> {
         while !self.ended {
-            match self.reactor.next_action() {
-                Some(ActionOf::<core::Daemon>::Do(Effect::Os(effect))) => {
-                    let job = self.effects.job(effect.clone());
-                    let to = self.reactor.mailbox().clone();
-                    return Some(Box::new(move || {
-                        let outcome = step(&effect, job);
-                        to.send(Mail::Input(Input::Done(outcome)));
-                    }));
+            match self.reactor.next_action()? {
+                ActionOf::<core::Daemon>::Do(Effect::Os(effect)) => {
+                    match effect {
+                        OsEffect::TakeLock
+                        | OsEffect::StagePath
+                        | OsEffect::ClaimPath
+                        | OsEffect::Probe => return Some(effect),
+                        // None of these can block: to unlock, to open a pidfd, to signal.
+                        OsEffect::ReleaseLock
+                        | OsEffect::WatchSuccessor { .. }
+                        | OsEffect::SignalSuccessor(_) => {}
+                    }
+                    let outcome = step(&effect, self.effects.job(effect.clone()));
+                    self.reactor.handle(Input::Done(outcome));
                 }
-                Some(ActionOf::<core::Daemon>::Do(Effect::Hook(hook))) => {
+                ActionOf::<core::Daemon>::Do(Effect::Hook(hook)) => {
                     self.off = Off::default();
-                    let post = Post(self.reactor.mailbox().clone());
-                    let call = HookCall::new(hook, self.off.clone(), post);
+                    let call = HookCall::new(hook, self.off.clone(), self.post.clone());
                     self.program.send(Request::Hook(call));
                 }
-                Some(ActionOf::<core::Daemon>::Cancel) => self.off.set(),
-                Some(ActionOf::<core::Daemon>::Event(Event::Ended(ended))) => self.end(ended),
-                Some(ActionOf::<core::Daemon>::Event(event)) => {
+                ActionOf::<core::Daemon>::Cancel => self.off.set(),
+                ActionOf::<core::Daemon>::Event(Event::Ended(ended)) => self.end(ended),
+                ActionOf::<core::Daemon>::Event(event) => {
                     if event == Event::Incumbent {
                         self.incumbency.certain();
                     }
                     log(self.reactor.machine().state_name(), event.is_trouble(), &event);
                 }
-                Some(ActionOf::<core::Daemon>::Close { .. }) => {}
-                None => {
-                    self.listen();
-                    self.reactor.settle();
-                    return None;
-                }
+                ActionOf::<core::Daemon>::Close { .. } => {}
             }
         }
         None
+    }
+
+    /// Everything is carried out.
+    fn settle(&mut self) {
+        self.listen();
+        self.reactor.settle();
     }
 
     fn turn(&mut self) -> io::Result<bool> {
@@ -322,15 +374,43 @@ impl Host for DaemonHost {
         self.reactor.tick();
         Ok(any)
     }
+}
+
+impl Host for DaemonHost {
+    fn job(&mut self) -> Option<Job<()>> {
+        let mut inner = self.inner();
+        if std::mem::take(&mut inner.needs_thread) {
+            return Some(Box::new(|| {}));
+        }
+        let effect = inner.left.pop_front().or_else(|| inner.carry_out());
+        if let Some(effect) = effect.filter(|_| !inner.ended) {
+            let (job, post) = (inner.effects.job(effect.clone()), inner.post.clone());
+            return Some(Box::new(move || {
+                let outcome = step(&effect, job);
+                post.deliver(Input::Done(outcome));
+            }));
+        }
+        if !inner.ended {
+            inner.settle();
+            inner.rests = true;
+        }
+        None
+    }
+
+    fn turn(&mut self) -> io::Result<bool> {
+        let mut inner = self.inner();
+        inner.rests = false;
+        inner.turn()
+    }
 
     fn has_ended(&self) -> bool {
-        self.ended
+        self.inner().ended
     }
 }
 
 impl AsFd for DaemonHost {
     /// Readable when a turn is due.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.reactor.as_fd()
+        self.descriptor.as_fd()
     }
 }

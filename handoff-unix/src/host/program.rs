@@ -8,11 +8,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::sync::{Mutex, Weak};
 
 use handoff_core::Input;
 use handoff_core::daemon::{self as core, Command, Ended, Hook, Outcome, Readiness, SealFailure};
 
 use super::channel::Receiver;
+use super::daemon::{Inner, advance};
 use super::hooks::{DrainContext, Hooks, Off, SealContext};
 use super::incumbency::Incumbency;
 use super::reactor::Mailbox;
@@ -32,11 +34,26 @@ pub(super) enum Mail {
 
 /// Speaks to a daemon's host, from anywhere.
 #[derive(Clone, Debug)]
-pub(super) struct Post(pub(super) Mailbox<Mail>);
+pub(super) struct Post {
+    pub(super) mailbox: Mailbox<Mail>,
+    pub(super) host: Weak<Mutex<Inner>>,
+}
 
 impl Post {
+    pub(super) fn send(&self, mail: Mail) {
+        self.mailbox.send(mail);
+    }
+
     pub(super) fn command(&self, command: Command) {
-        self.0.send(Mail::Input(Input::Command(command)));
+        self.send(Mail::Input(Input::Command(command)));
+    }
+
+    /// The same, where it is waited for: the host's turn is taken on this thread, if nobody is at it. What
+    /// may block is left to the adapter, which is woken for it.
+    pub(super) fn deliver(&self, input: core::Input) {
+        if self.mailbox.put(Mail::Input(input)) && !self.host.upgrade().is_some_and(advance) {
+            self.mailbox.wake();
+        }
     }
 }
 
@@ -168,7 +185,7 @@ impl Program {
 
     /// The warm-up is done (C3).
     pub fn begin(&self) {
-        self.post.command(Command::Begin);
+        self.post.deliver(Input::Command(Command::Begin));
     }
 
     /// The data is open and connections are accepted (R6). Descriptors that nobody has claimed are
@@ -209,7 +226,7 @@ fn lost() -> Request {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        self.post.0.send(Mail::Gone);
+        self.post.send(Mail::Gone);
     }
 }
 
@@ -274,7 +291,7 @@ impl HookCall {
         if let Some(hook) = self.hook.take() {
             step_is_over(&hook);
         }
-        self.post.0.send(Mail::Input(Input::Done(outcome)));
+        self.post.deliver(Input::Done(outcome));
     }
 
     fn drain(&self, grace: std::time::Duration) -> DrainContext {
@@ -289,7 +306,7 @@ impl HookCall {
 impl Drop for HookCall {
     fn drop(&mut self) {
         if let Some(hook) = self.hook.take() {
-            self.post.0.send(Mail::Dropped(hook));
+            self.post.send(Mail::Dropped(hook));
         }
     }
 }

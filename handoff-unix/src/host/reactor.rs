@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
@@ -51,9 +52,19 @@ impl<T> Clone for Mailbox<T> {
 impl<T> Mailbox<T> {
     /// Mail to a reactor that is gone is dropped.
     pub(super) fn send(&self, mail: T) {
-        if self.sender.send(mail).is_ok() {
-            self.waker.wake();
+        if self.put(mail) {
+            self.wake();
         }
+    }
+
+    /// Leaves mail for the next turn, whenever that is; whether there can be one.
+    pub(super) fn put(&self, mail: T) -> bool {
+        self.sender.send(mail).is_ok()
+    }
+
+    /// Makes a turn due.
+    pub(super) fn wake(&self) {
+        self.waker.wake();
     }
 }
 
@@ -81,7 +92,7 @@ pub(super) struct Look<P> {
 pub(super) struct Reactor<M: Machine, T> {
     driver: Driver<M>,
     clock: Clock,
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     timer: OwnedFd,
     /// When the timer goes off. It may be earlier than the deadline: it is set again then.
     armed: Option<Instant>,
@@ -105,7 +116,7 @@ impl<M: Machine, T> Reactor<M, T> {
     pub(super) fn new(machine: M) -> io::Result<Self> {
         let (sender, mail) = channel();
         let mailbox = Mailbox { sender, waker: Waker::new()? };
-        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let epoll = Arc::new(epoll::create(CreateFlags::CLOEXEC)?);
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
         epoll::add(&epoll, &mailbox.waker, EventData::new_u64(MAIL), EventFlags::IN)?;
@@ -131,6 +142,11 @@ impl<M: Machine, T> Reactor<M, T> {
 
     pub(super) fn mailbox(&self) -> &Mailbox<T> {
         &self.mailbox
+    }
+
+    /// The descriptor that is readable when there is something to take in.
+    pub(super) fn descriptor(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.epoll)
     }
 
     pub(super) fn machine(&self) -> &M {
@@ -191,6 +207,15 @@ impl<M: Machine, T> Reactor<M, T> {
             }
         }
         None
+    }
+
+    /// Writes what is unsent already now, unless there is an effect among what is to be carried out that is to
+    /// be begun before anything is said of it.
+    pub(super) fn flush_unless(&mut self, first: impl Fn(&M::Effect) -> bool) {
+        let mut actions = self.actions.iter();
+        if !actions.any(|action| matches!(action, Action::Do(effect) if first(effect))) {
+            self.flush();
+        }
     }
 
     /// The events among what is to be carried out; the rest stays.

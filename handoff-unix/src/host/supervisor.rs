@@ -586,7 +586,20 @@ impl Host for SupervisorHost {
         }
         while let Some(action) = self.reactor.next_action() {
             match action {
+                ActionOf::<core::Supervisor>::Do(Effect::Journal(_))
+                    if !self.effects.has_journal() =>
+                {
+                    self.reactor.handle(Input::Done(Outcome::Journalled(Ok(()))));
+                }
                 ActionOf::<core::Supervisor>::Do(effect) => {
+                    // Whoever waits for a message is not to wait for the start of a job. Only an end is asked
+                    // for before it is told: a supervisor that is stopped between the two for longer than the
+                    // daemons wait for it (R5) would end one that has become the incumbent since.
+                    let ends =
+                        |it: &Effect| matches!(it, Effect::Signal { .. } | Effect::Reap { .. });
+                    if !ends(&effect) {
+                        self.reactor.flush_unless(ends);
+                    }
                     self.in_flight += 1;
                     return Some(self.effect(effect));
                 }
