@@ -58,6 +58,22 @@ impl Options {
         let _ = UnixDatagram::unbound().and_then(|it| it.send_to(line.as_bytes(), &self.tell));
     }
 
+    /// Tells the benchmark who this is.
+    pub fn tell_pid(&self) {
+        let line = format!("pid {}", std::process::id());
+        let _ = UnixDatagram::unbound().and_then(|it| it.send_to(line.as_bytes(), &self.tell));
+    }
+
+    /// The port to listen at, for a daemon that binds it itself: what stands for the control path then.
+    ///
+    /// # Errors
+    ///
+    /// It is none.
+    pub fn port(&self) -> io::Result<u16> {
+        let port = self.control.file_name().and_then(|name| name.to_str()?.parse().ok());
+        port.ok_or_else(|| io::Error::other("a port"))
+    }
+
     /// This process does not outlive the benchmark.
     pub fn keep(&self) {
         if let Ok(bench) = PidFd::open(self.bench) {

@@ -1,13 +1,15 @@
 //! What clients see while their daemon is swapped again and again.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use handoff_unix::process::Signal;
-use handoff_unix::spawn::{Child, SpawnRole, spawn};
+use handoff_unix::process::{PidFd, Signal};
+use handoff_unix::spawn::{Child, Launch, SpawnRole, become_subreaper, spawn};
 
 use crate::measure::nanos;
 use crate::stage::{Kind, LISTENER, Nest, PATIENCE, Place, Stage};
@@ -43,6 +45,13 @@ fn ask(address: SocketAddr) -> std::io::Result<()> {
 /// A load on this address, while `disturb` is called again and again.
 fn load(address: SocketAddr, mut disturb: impl FnMut()) -> Seen {
     let over = AtomicBool::new(false);
+    // Also where a swap fails, so that nobody waits for the clients for ever.
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let mut seen = Seen { failed: 0, answers: Vec::new() };
     std::thread::scope(|scope| {
         let client = || {
@@ -59,11 +68,12 @@ fn load(address: SocketAddr, mut disturb: impl FnMut()) -> Seen {
         };
         let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
         let end = Instant::now() + TIME;
+        let ends = Over(&over);
         while Instant::now() < end {
             std::thread::sleep(SWAPS);
             disturb();
         }
-        over.store(true, Ordering::Relaxed);
+        drop(ends);
         for client in clients {
             let (failed, answers) = client.join().expect("a client");
             seen.failed += failed;
@@ -111,7 +121,65 @@ fn stopped_and_started() -> Seen {
     seen
 }
 
+/// Who swaps itself when it gets a signal: a crate for processes without data.
+struct Itself {
+    name: &'static str,
+    signal: Signal,
+    /// It makes its listener itself, and passes it on.
+    binds: bool,
+}
+
+const ECDYSIS: Itself = Itself { name: "ecdysis", signal: Signal::HUP, binds: true };
+const SHELLFLIP: Itself = Itself { name: "shellflip", signal: Signal::USR1, binds: false };
+
+impl Itself {
+    fn run(&self, programs: &Path, swaps: bool) -> Seen {
+        // What it starts is left to this process when it has ended.
+        become_subreaper().expect("a subreaper");
+        let nest = Nest::new(Kind::Tokio, Place::Memory);
+        let passed = nest.listener.local_addr().expect("an address");
+        let address = if self.binds { free_address() } else { passed };
+        let listeners = [(LISTENER.to_string(), nest.listener.as_fd())];
+        let args = nest.args_at(address.port().to_string().into());
+        let launch = Launch::new(programs.join(self.name)).args(args);
+        let child = spawn(&launch, &listeners, SpawnRole::Cold).expect("a daemon");
+        let served = || {
+            let pid = nest.told("pid").expect("the daemon tells");
+            PidFd::open(u32::try_from(pid).expect("a pid")).expect("a process")
+        };
+        let mut serves = served();
+        let seen = load(address, || {
+            if swaps {
+                serves.signal(self.signal).expect("a signal");
+                let old = std::mem::replace(&mut serves, served());
+                let _ = old.wait(Some(PATIENCE));
+                child.group.reap();
+            }
+        });
+        let _ = serves.signal(Signal::KILL);
+        let _ = serves.wait(Some(PATIENCE));
+        child.group.reap();
+        seen
+    }
+}
+
+/// Where their daemons are, once they are built: a workspace of its own.
+fn others() -> Option<PathBuf> {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/others/Cargo.toml");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("others");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--release", "--locked", "--quiet", "--manifest-path", manifest]);
+    let built = cargo.arg("--target-dir").arg(&target).status();
+    built.is_ok_and(|status| status.success()).then(|| target.join("release"))
+}
+
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback address");
+    listener.local_addr().expect("an address")
+}
+
 pub fn clients(table: &mut Table) {
+    let others = others();
     table.section("4 clients, a swap every 100 ms; the floor is the same without swaps");
     let theirs = swapped(Kind::Theirs);
     let mut show = |name: &str, ours: &Seen, calm: &Seen| {
@@ -130,5 +198,13 @@ pub fn clients(table: &mut Table) {
     for kind in Kind::OURS {
         show(kind.name(), &swapped(kind), &undisturbed(kind));
     }
+    if let Some(programs) = &others {
+        for it in [ECDYSIS, SHELLFLIP] {
+            show(it.name, &it.run(programs, true), &it.run(programs, false));
+        }
+    }
     show("stop, start", &stopped_and_started(), &undisturbed(Kind::Blocking));
+    if others.is_none() {
+        table.skip("clients of ecdysis and shellflip: their daemons could not be built");
+    }
 }

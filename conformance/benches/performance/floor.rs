@@ -64,17 +64,12 @@ impl Floor {
 
     /// As many at once: all are started, then each is asked.
     pub fn swaps(&self, count: usize) -> Duration {
-        let start = Instant::now();
-        let mut echoes: Vec<_> = (0..count).map(|_| self.echo()).collect();
-        for _ in 0..5 {
-            for echo in &mut echoes {
-                echo.stream.write_all(&[7; 24]).expect("it reads");
-            }
-            for echo in &mut echoes {
-                echo.stream.read_exact(&mut [0; 24]).expect("it answers");
-            }
-        }
-        start.elapsed()
+        at_once(count, || self.echo())
+    }
+
+    /// The same with a daemon's program.
+    pub fn swaps_of(&self, daemon: &str, count: usize) -> Duration {
+        at_once(count, || Echo::start(daemon.as_ref(), &["echo"]))
     }
 
     /// Two round trips, each with a process that sleeps.
@@ -87,6 +82,20 @@ impl Floor {
         };
         trip() + trip()
     }
+}
+
+fn at_once(count: usize, start_echo: impl Fn() -> Echo) -> Duration {
+    let start = Instant::now();
+    let mut echoes: Vec<_> = (0..count).map(|_| start_echo()).collect();
+    for _ in 0..5 {
+        for echo in &mut echoes {
+            echo.stream.write_all(&[7; 24]).expect("it reads");
+        }
+        for echo in &mut echoes {
+            echo.stream.read_exact(&mut [0; 24]).expect("it answers");
+        }
+    }
+    start.elapsed()
 }
 
 fn five_trips(start_echo: impl FnOnce() -> Echo) -> Duration {

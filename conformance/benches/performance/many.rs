@@ -212,6 +212,7 @@ pub fn many(table: &mut Table) {
         let together = if count > 50 { 1 } else { kinds.len() };
         let mut times = [const { Vec::new() }; 4];
         let (mut failed, mut floors) = ([0; 4], Vec::new());
+        let mut own = [const { Vec::new() }; 4];
         for (group, kinds) in kinds.chunks(together).enumerate() {
             let mut all: Vec<_> = kinds.iter().map(|kind| start(*kind, count)).collect();
             let each = Duration::from_secs(budget) * together as u32 / 4;
@@ -223,6 +224,9 @@ pub fn many(table: &mut Table) {
                     let it = (round + turn) % all.len();
                     let (took, fails) = all[it].swap();
                     times[group * together + it].push(nanos(took));
+                    if count == 50 {
+                        own[it].push(nanos(floor.swaps_of(kinds[it].program(), count)));
+                    }
                     failed[group * together + it] += fails;
                 }
             }
@@ -234,6 +238,14 @@ pub fn many(table: &mut Table) {
             let name = format!("{count}, {}{failed}", kind.name());
             let row = Row::new("many", name, Unit::Nanoseconds, ours).peer(theirs).floor(floor);
             table.push(if count == 50 { row.reach(2.5) } else { row });
+        }
+        if count == 50 {
+            let [ours @ .., theirs] = own.map(median);
+            for (kind, ours) in Kind::OURS.into_iter().zip(ours) {
+                let name = format!("{count} times its own program, {}", kind.name());
+                let row = Row::new("many", name, Unit::Nanoseconds, ours);
+                table.push(row.peer(theirs).floor(floor));
+            }
         }
         if failed[3] > 0 {
             table.skip(&format!("the peer failed {} times at {count}", failed[3]));

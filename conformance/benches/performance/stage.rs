@@ -121,8 +121,13 @@ impl Nest {
     }
 
     fn args(&self) -> Vec<OsString> {
+        self.args_at(self.path("c").into())
+    }
+
+    /// The same with something else for the control path.
+    pub fn args_at(&self, place: OsString) -> Vec<OsString> {
         let pid = std::process::id().to_string();
-        vec![self.path("c").into(), self.path("data").into(), self.path("told").into(), pid.into()]
+        vec![place, self.path("data").into(), self.path("told").into(), pid.into()]
     }
 
     pub fn launch(&self) -> Launch {

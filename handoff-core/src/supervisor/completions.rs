@@ -42,7 +42,7 @@ impl Supervisor {
                     swap.trouble = Some(Trouble { reason: Reason::IncumbentLost, detail });
                 }
                 match at {
-                    At::Connecting | At::Preparing | At::Draining | At::Drained | At::Sealing => {
+                    At::Connecting | At::Preparing | At::Draining | At::Sealing => {
                         self.fail(now, Reason::IncumbentLost, detail, out);
                     }
                     At::Asking => self.promote(now, out),
@@ -87,7 +87,6 @@ impl Supervisor {
                     | At::Connecting
                     | At::Preparing
                     | At::Draining
-                    | At::Drained
                     | At::Sealing => self.fail(now, Reason::SuccessorExited, detail, out),
                 }
             }

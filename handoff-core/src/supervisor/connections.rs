@@ -92,7 +92,7 @@ impl Supervisor {
                 }
                 self.want_probe(out);
             }
-            (Peer::Incumbent, At::Connecting | At::Preparing | At::Drained | At::Sealing) => {
+            (Peer::Incumbent, At::Connecting | At::Preparing | At::Sealing) => {
                 let text = "the incumbent closed its connection".to_string();
                 let (reason, detail) = why.unwrap_or((Reason::IncumbentLost, text));
                 self.fail(now, reason, detail, out);
@@ -115,7 +115,6 @@ impl Supervisor {
                 | At::Connecting
                 | At::Preparing
                 | At::Draining
-                | At::Drained
                 | At::Sealing
                 | At::Opening,
             ) => {
@@ -178,8 +177,7 @@ impl Supervisor {
                 out.push(Output::Event(event));
                 if at == At::Draining {
                     self.timers.clear(Timer::Drain);
-                    self.goto(At::Drained);
-                    self.step_if_journalled(now, out);
+                    self.request_seal(out);
                 }
             }
             (

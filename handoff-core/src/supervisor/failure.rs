@@ -28,7 +28,6 @@ impl Supervisor {
             | At::Connecting
             | At::Preparing
             | At::Draining
-            | At::Drained
             | At::Sealing
             | At::Opening
             | At::Verifying => {

@@ -1,10 +1,10 @@
 //! S: the process that holds the listeners and drives a swap (C, R4-R6, R9, R14, R16, R17).
 //!
 //! ```text
-//!  Idle ─Handoff→ Probing → Spawning → Warming → Connecting → Preparing ─Prepare→ Draining → Drained
-//!   ↑                                                                                          │ SealRequest
-//!   │   Committed                                                                              ↓
-//!   ├──────────── Committing ←─Commit── Verifying ←─Ready── Opening ←─Begin── (SealComplete) Sealing
+//!  Idle ─Handoff→ Probing → Spawning → Warming (→ Connecting) → Preparing ─Prepare→ Draining
+//!   ↑                                                                                  │ SealRequest
+//!   │   Committed                                                                      ↓
+//!   ├──────────── Committing ←─Commit── Verifying ←─Ready── Opening ←────Begin───── Sealing
 //!   │                                                         ↑
 //!   │             anything fails: is the incumbent there?     │ lock free
 //!   │             Asking ──no answer──────────────────────→ Promoting
@@ -176,8 +176,6 @@ enum At {
     /// The journal is awaited, then Prepare is sent.
     Preparing,
     Draining,
-    /// The journal is awaited, then SealRequest is sent.
-    Drained,
     Sealing,
     /// Ready is awaited.
     Opening,
@@ -301,7 +299,7 @@ impl Supervisor {
         let Some(entry) = self.journal.writing.take() else { return };
         // A late entry of an earlier handoff says nothing about this one.
         let current = self.swap().is_some_and(|swap| swap.id == entry.id);
-        let before_seal = self.at().is_some_and(|at| at <= At::Drained);
+        let before_seal = self.at().is_some_and(|at| at < At::Sealing);
         let failure = match result {
             Ok(()) => {
                 if current {
@@ -318,7 +316,7 @@ impl Supervisor {
             self.journal.writing = Some(next);
             out.push(Output::Do(Effect::Journal(next)));
         } else if failure.is_none() && current && before_seal && entry.step == Step::Prepare {
-            // Ahead of the drain, so that nothing is waited for when nobody accepts.
+            // Before the drain as well, so that nothing is waited for when nobody accepts.
             self.journal(Step::Seal, out);
         }
         match failure {
@@ -334,10 +332,7 @@ impl Supervisor {
         let written = self.journal.written;
         match self.at() {
             Some(At::Probing) if written == Some(Step::Warm) => self.spawn(out),
-            Some(At::Preparing) if matches!(written, Some(Step::Prepare | Step::Seal)) => {
-                self.prepare(now, out);
-            }
-            Some(At::Drained) if written == Some(Step::Seal) => self.request_seal(out),
+            Some(At::Preparing) if written == Some(Step::Seal) => self.prepare(now, out),
             _ => {}
         }
     }
@@ -666,7 +661,7 @@ impl Supervisor {
             Timer::Deadline => {
                 let (reason, what) = match self.at() {
                     Some(At::Draining) => (Reason::DrainTimeout, "drained"),
-                    Some(At::Drained | At::Sealing) => (Reason::SealTimeout, "sealed"),
+                    Some(At::Sealing) => (Reason::SealTimeout, "sealed"),
                     _ => (Reason::ReadyTimeout, "open"),
                 };
                 let detail = format!("the deadline passed before the data was {what}");
@@ -903,7 +898,6 @@ impl Machine for Supervisor {
                 At::Connecting => "awaiting the incumbent's Hello",
                 At::Preparing => "writing the journal",
                 At::Draining => "awaiting Drained",
-                At::Drained => "writing the journal",
                 At::Sealing => "awaiting SealComplete",
                 At::Opening => "awaiting Ready",
                 At::Verifying => "checking the successor",

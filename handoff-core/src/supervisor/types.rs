@@ -131,8 +131,8 @@ pub struct Entry {
 }
 
 /// The steps of a handoff that the journal tells apart. An entry is written ahead of its step (R9), those of
-/// Prepare and of Seal one after the other as soon as the incumbent has said Hello: a step that is written
-/// was not necessarily reached.
+/// Prepare and of Seal one after the other as soon as the incumbent has said Hello, and before Prepare is sent:
+/// a step that is written was not necessarily reached.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum Step {
     /// A successor warms up; the incumbent is untouched.

@@ -400,7 +400,7 @@ impl Host for DaemonHost {
     fn turn(&mut self) -> io::Result<bool> {
         let mut inner = self.inner();
         inner.rests = false;
-        inner.turn()
+        if inner.ended { Ok(false) } else { inner.turn() }
     }
 
     fn has_ended(&self) -> bool {
