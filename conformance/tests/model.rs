@@ -53,20 +53,20 @@ fn two_handoffs() {
 /// connection breaks; the journal, a spawn, the lock or the control path fails; the operator aborts.
 #[test]
 fn one_fault() {
-    closes(Origin::Settled, Rules::faulty(1), 110_424);
+    closes(Origin::Settled, Rules::faulty(1), 106_722);
 }
 
 /// The same in a messy world, where a supervisor that dies is started again (R10, R17).
 #[test]
 fn one_fault_in_a_messy_world() {
-    closes(Origin::Settled, Rules::faulty(1).messy(), 424_676);
+    closes(Origin::Settled, Rules::faulty(1).messy(), 414_044);
 }
 
 /// R10: a process dies in the first of two handoffs, or in the second; whoever is to does come back.
 #[test]
 fn one_death_in_two_handoffs() {
     let rules = Rules { handoffs: 2, faults: 1, crashes: true, ..Rules::HANDOFF };
-    closes(Origin::Settled, Rules { restarts: true, revives: true, ..rules }, 486_854);
+    closes(Origin::Settled, Rules { restarts: true, revives: true, ..rules }, 485_866);
 }
 
 /// Two of: a process dies, a connection breaks, the operator aborts. I1 to I3 and I6 hold, and where
@@ -74,7 +74,7 @@ fn one_death_in_two_handoffs() {
 #[test]
 fn two_faults() {
     let rules = Rules { faults: 2, crashes: true, breaks: true, aborts: true, ..Rules::HANDOFF };
-    closes(Origin::Settled, rules, 208_656);
+    closes(Origin::Settled, rules, 208_306);
 }
 
 /// R11, R17: somebody removes the control path, at any step and twice.

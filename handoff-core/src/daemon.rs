@@ -36,11 +36,11 @@ pub enum OsEffect {
     TakeLock,
     /// Release the lock by unlocking it (R1). Completes with [`Outcome::Released`].
     ReleaseLock,
-    /// Bind the control socket under its staging name and clear stale ones (R6). Completes with
-    /// [`Outcome::Staged`].
+    /// Bind the control socket under its staging name and clear stale ones (R6); name the lock's holder in the
+    /// pid file (R1). Completes with [`Outcome::Staged`].
     StagePath,
-    /// Make the control path lead to this process, whatever it takes (R11). Completes with
-    /// [`Outcome::Claimed`].
+    /// Make the control path lead to this process, whatever it takes (R11); name the lock's holder, where that
+    /// was not done. Completes with [`Outcome::Claimed`].
     ClaimPath,
     /// See who answers on the control path (C6). Completes with [`Outcome::Probed`].
     Probe,

@@ -354,8 +354,15 @@ fn a_connection_that_ends_during_the_warm_up_is_made_again() {
         s.done(Outcome::Connected(Ok(())));
         s.hears(O, hello_of(Side::Incumbent, O_PID, Capabilities::OURS));
         s.expect_among(send(O, ack()));
-        // One of the first connection may be under way.
-        (0..3).for_each(|_| s.done(written()));
+        // One of the first connection's may be under way; its own are awaited.
+        let asked = |s: &mut S| s.take().into_iter().filter(is_journal).collect::<Vec<_>>();
+        let mut entries = Vec::new();
+        while entries.last() != Some(&journal(Step::Seal)) {
+            s.expect_without(|output| matches!(output, Output::Send { to: Peer::Incumbent, .. }));
+            s.done(written());
+            entries.append(&mut asked(&mut s));
+        }
+        s.done(written());
         s.expect_among(send(O, prepare(SPEC.deadline, SPEC.drain_grace)));
         // And nothing is held against it.
         s.asks(Command::Abort);
@@ -373,6 +380,52 @@ fn an_incumbent_that_ends_during_the_warm_up_is_looked_for() {
     s.expect([send(N, ack()), close(O), effect(Effect::Connect)]);
     s.done(Outcome::Connected(Err("refused".into())));
     s.expect([phase(Phase::Promote), check_lock()]);
+
+    // Somebody listens, and says nothing: a child that it left behind has the socket.
+    let mut s = setup().greeted();
+    s.done(exited(O_PID));
+    s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
+    s.opens_as(O, cred(X_PID));
+    s.done(Outcome::Connected(Ok(())));
+    s.passes_with_beats_of(N, 2.s());
+    s.expect_without(|output| *output == phase(Phase::Promote));
+    s.passes(1.s());
+    s.expect_among(phase(Phase::Promote));
+}
+
+/// C3, R5: one that hung up or fell silent then is waited for as any other.
+#[test]
+fn a_connection_that_ended_during_the_warm_up_is_not_held_against_the_incumbent() {
+    let hung_up = |s: &mut S| s.loses(O);
+    let silent = |s: &mut S| s.passes(5.s());
+    for ends in [&hung_up as &dyn Fn(&mut S), &silent] {
+        let mut s = setup().greeted();
+        ends(&mut s);
+        s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
+        s.done(Outcome::Connected(Err("no descriptor".into())));
+        s.expect_among(probe());
+        s.done(nobody());
+        s.expect_without(|output| *output == phase(Phase::Promote));
+        s.passes_with_beats_of(N, 2.s());
+        s.expect_among(phase(Phase::Promote));
+        s.passes_with_beats_of(N, 9.s());
+        s.expect_without(is_signal);
+        s.passes_with_beats_of(N, 1.s());
+        s.expect_among(term(O_PID));
+    }
+}
+
+/// C3, T2: a supervisor that was stopped for longer than the incumbent waits for it connects anew: that one has
+/// hung up, which is still to be read.
+#[test]
+fn a_supervisor_that_was_stopped_during_the_warm_up_connects_anew() {
+    let mut s = setup().greeted();
+    s.done(written());
+    s.done(written());
+    s.take();
+    s.now = s.now + 12.s();
+    s.hears(N, hello_of(Side::Successor, N_PID, Capabilities::OURS));
+    s.expect([send(N, ack()), close(O), effect(Effect::Connect)]);
 }
 
 /// C3, C6: an incumbent without X2 may serve one connection at a time: it is let go until it is needed.

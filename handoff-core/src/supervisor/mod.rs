@@ -332,7 +332,12 @@ impl Supervisor {
         let written = self.journal.written;
         match self.at() {
             Some(At::Probing) if written == Some(Step::Warm) => self.spawn(out),
-            Some(At::Preparing) if written == Some(Step::Seal) => self.prepare(now, out),
+            // Those of an earlier connection to the incumbent may have been written.
+            Some(At::Preparing)
+                if written == Some(Step::Seal) && self.journal.writing.is_none() =>
+            {
+                self.prepare(now, out);
+            }
             _ => {}
         }
     }
@@ -423,8 +428,6 @@ impl Supervisor {
                 swap.incumbent.pid = Some(pid);
                 swap.incumbent.link = Link::Acked;
                 swap.incumbent.steady = steady;
-                // Whatever became of a connection before this one.
-                (swap.incumbent.hung_up, swap.incumbent.silent) = (false, false);
             }
             Peer::Successor => {
                 swap.successor.pid = Some(pid);
@@ -457,17 +460,24 @@ impl Supervisor {
     /// The successor has said Hello.
     fn warm(&mut self, now: Instant, out: &mut Out) {
         let limit = now + self.config.timing.incumbent_hello;
+        // This supervisor may itself have been stopped for so long, and be given up by now.
+        let silence = self.timers.at(Timer::Silence(Peer::Incumbent));
+        let silent = silence.is_some_and(|due| due <= now);
         let Some(swap) = self.swap() else { return };
-        let (link, gone) = (swap.incumbent.link, swap.incumbent.exited);
+        let (link, gone) = (swap.incumbent.link, swap.incumbent.exited || silent);
         if link == Link::Acked && !gone {
             swap.at = At::Preparing;
             return self.step_if_journalled(now, out);
         }
         swap.at = At::Connecting;
-        self.timers.set(Timer::Hello(Peer::Incumbent), limit);
         if gone {
             self.close(Peer::Incumbent, out);
         }
+        if let Some(swap) = self.swap() {
+            // What became of the connection so far is no failure, and says nothing of what follows.
+            (swap.incumbent.hung_up, swap.incumbent.silent) = (false, false);
+        }
+        self.timers.set(Timer::Hello(Peer::Incumbent), limit);
         let awaited = self.connect != Flight::Idle || (matches!(link, Link::Opened(_)) && !gone);
         if !awaited {
             Self::look(&mut self.connect, Effect::Connect, out);

@@ -239,7 +239,7 @@ impl Config {
 pub struct Timing {
     /// Heartbeats (T1, T2).
     pub pulse: Pulse,
-    /// How long an incumbent may take to say Hello: 3 s.
+    /// How long an incumbent may take to say Hello once the successor has: 3 s.
     pub incumbent_hello: Duration,
     /// What is added to a deadline for an answer in flight (T5): 1 s.
     pub slack: Duration,

@@ -79,7 +79,8 @@ impl Config {
 /// still be writing: it goes with the process.
 #[derive(Debug)]
 pub struct DaemonHost {
-    inner: Arc<Mutex<Inner>>,
+    /// `None` once this is dropped, so that nothing is left to whoever is at it then.
+    inner: Arc<Mutex<Option<Inner>>>,
     descriptor: Arc<OwnedFd>,
 }
 
@@ -106,9 +107,10 @@ pub(super) struct Inner {
     post: Post,
     /// The adapter has nothing to do until the next turn.
     rests: bool,
-    /// The adapter is to have a thread for jobs by now: a successor's first one takes the lock, and nobody
-    /// serves while a thread is started for that.
+    /// The adapter is to start a thread for jobs, if it has none: a successor's first one takes the lock, and
+    /// nobody serves while a thread is started for that.
     needs_thread: bool,
+    succeeds: bool,
     /// What is left to it: effects that may block.
     left: VecDeque<OsEffect>,
     /// Dropped last: it tells the program that the rest is gone.
@@ -149,13 +151,13 @@ impl DaemonHost {
             reactor.add(ConnId::SUPERVISOR, stream);
         }
         let (sender, requests) = channel();
-        let needs_thread = inherited.role() == Role::Successor;
+        let succeeds = inherited.role() == Role::Successor;
         let incumbency = Settles::default();
         let told = incumbency.0.clone();
         let (mailbox, descriptor) = (reactor.mailbox().clone(), reactor.descriptor());
         let effects = DaemonEffects::new(control, config.data_dir.clone(), users);
         let inner = Arc::new_cyclic(|host| {
-            Mutex::new(Inner {
+            Mutex::new(Some(Inner {
                 reactor,
                 effects,
                 off: Off::default(),
@@ -168,36 +170,58 @@ impl DaemonHost {
                 incumbency,
                 post: Post { mailbox: mailbox.clone(), host: host.clone() },
                 rests: false,
-                needs_thread,
+                needs_thread: false,
+                succeeds,
                 left: VecDeque::new(),
                 program: sender,
-            })
+            }))
         });
         let post = Post { mailbox, host: Arc::downgrade(&inner) };
         let program = Program::new(inherited, config.data_dir, post, requests, told);
         Ok((Self { inner, descriptor }, program))
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn with<T>(&self, does: impl FnOnce(&mut Inner) -> T) -> Option<T> {
+        self.own().as_mut().map(does)
+    }
+
+    fn own(&self) -> MutexGuard<'_, Option<Inner>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Takes a turn on this thread, which does not block, and all that comes of it; whether the adapter can be
-/// left to wait. It cannot where there is something that may block, or it is at work itself.
-pub(super) fn advance(host: Arc<Mutex<Inner>>) -> bool {
-    let Ok(mut inner) = host.try_lock() else { return false };
-    if !inner.rests || inner.turn().is_err() {
-        return false;
+impl Drop for DaemonHost {
+    fn drop(&mut self) {
+        let inner = self.own().take();
+        drop(inner);
     }
+}
+
+/// Takes a turn on this thread, which does not block, and all that comes of it, if the adapter can be left to
+/// wait. It cannot where there is something that may block, or it is at work itself. The release of the lock is
+/// given back, to be carried out here when nobody is kept from a turn by it: only a network file system's
+/// server can make that take long, and this thread's program has just sealed its data.
+#[allow(clippy::option_option, reason = "whether it was taken, and what is left to do")]
+pub(super) fn advance(host: Arc<Mutex<Option<Inner>>>) -> Option<Option<Job<Outcome>>> {
+    let mut inner = host.try_lock().ok()?;
+    let inner = inner.as_mut().filter(|inner| inner.rests)?;
+    inner.turn().ok()?;
+    let mut release = None;
     while let Some(effect) = inner.carry_out() {
-        inner.left.push_back(effect);
+        if effect == OsEffect::ReleaseLock {
+            let job = inner.effects.job(effect.clone());
+            let stepped: Job<Outcome> = Box::new(move || step(&effect, job));
+            release = Some(stepped);
+        } else {
+            inner.left.push_back(effect);
+        }
     }
     if inner.ended || !inner.left.is_empty() {
-        return false;
+        inner.post.mailbox.wake();
+    } else {
+        inner.settle();
     }
-    inner.settle();
-    true
+    Some(release)
 }
 
 impl Inner {
@@ -303,13 +327,12 @@ impl Inner {
                 ActionOf::<core::Daemon>::Do(Effect::Os(effect)) => {
                     match effect {
                         OsEffect::TakeLock
+                        | OsEffect::ReleaseLock
                         | OsEffect::StagePath
                         | OsEffect::ClaimPath
                         | OsEffect::Probe => return Some(effect),
-                        // None of these can block: to unlock, to open a pidfd, to signal.
-                        OsEffect::ReleaseLock
-                        | OsEffect::WatchSuccessor { .. }
-                        | OsEffect::SignalSuccessor(_) => {}
+                        // Neither can block.
+                        OsEffect::WatchSuccessor { .. } | OsEffect::SignalSuccessor(_) => {}
                     }
                     let outcome = step(&effect, self.effects.job(effect.clone()));
                     self.reactor.handle(Input::Done(outcome));
@@ -333,6 +356,25 @@ impl Inner {
         None
     }
 
+    fn job(&mut self) -> Option<Job<()>> {
+        if std::mem::take(&mut self.needs_thread) {
+            return Some(Box::new(|| {}));
+        }
+        let effect = self.left.pop_front().or_else(|| self.carry_out());
+        if let Some(effect) = effect.filter(|_| !self.ended) {
+            let (job, post) = (self.effects.job(effect.clone()), self.post.clone());
+            return Some(Box::new(move || {
+                let outcome = step(&effect, job);
+                post.deliver(Input::Done(outcome));
+            }));
+        }
+        if !self.ended {
+            self.settle();
+            self.rests = true;
+        }
+        None
+    }
+
     /// Everything is carried out.
     fn settle(&mut self) {
         self.listen();
@@ -350,6 +392,8 @@ impl Inner {
             match mail {
                 Mail::Input(input) => {
                     self.opened |= matches!(&input, Input::Done(Outcome::Opened(Ok(_))));
+                    let warm = matches!(&input, Input::Command(Command::Begin));
+                    self.needs_thread |= warm && self.succeeds;
                     let claimed = matches!(&input, Input::Done(Outcome::Claimed(Ok(()))));
                     self.reactor.handle(input);
                     if claimed {
@@ -378,33 +422,19 @@ impl Inner {
 
 impl Host for DaemonHost {
     fn job(&mut self) -> Option<Job<()>> {
-        let mut inner = self.inner();
-        if std::mem::take(&mut inner.needs_thread) {
-            return Some(Box::new(|| {}));
-        }
-        let effect = inner.left.pop_front().or_else(|| inner.carry_out());
-        if let Some(effect) = effect.filter(|_| !inner.ended) {
-            let (job, post) = (inner.effects.job(effect.clone()), inner.post.clone());
-            return Some(Box::new(move || {
-                let outcome = step(&effect, job);
-                post.deliver(Input::Done(outcome));
-            }));
-        }
-        if !inner.ended {
-            inner.settle();
-            inner.rests = true;
-        }
-        None
+        self.with(Inner::job)?
     }
 
     fn turn(&mut self) -> io::Result<bool> {
-        let mut inner = self.inner();
-        inner.rests = false;
-        if inner.ended { Ok(false) } else { inner.turn() }
+        let turn = self.with(|inner| {
+            inner.rests = false;
+            if inner.ended { Ok(false) } else { inner.turn() }
+        });
+        turn.unwrap_or(Ok(false))
     }
 
     fn has_ended(&self) -> bool {
-        self.inner().ended
+        self.with(|inner| inner.ended).unwrap_or(true)
     }
 }
 

@@ -47,7 +47,8 @@
 //! before it and after it: the field `moment` is `before` or `after`, `what` is what it is.
 //! An effect is told of in the thread that carries it out, a hook in that of the program, and its
 //! completion is reported only after that: so who subscribes to these can hold a process at any of its
-//! steps, as the crash matrix in `conformance` does.
+//! steps, as the crash matrix in `conformance` does. At a message, and where a daemon watches or signals its
+//! successor, that holds the protocol too.
 
 use std::fmt;
 use std::io;

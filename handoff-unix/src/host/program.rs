@@ -36,7 +36,7 @@ pub(super) enum Mail {
 #[derive(Clone, Debug)]
 pub(super) struct Post {
     pub(super) mailbox: Mailbox<Mail>,
-    pub(super) host: Weak<Mutex<Inner>>,
+    pub(super) host: Weak<Mutex<Option<Inner>>>,
 }
 
 impl Post {
@@ -49,10 +49,13 @@ impl Post {
     }
 
     /// The same, where it is waited for: the host's turn is taken on this thread, if nobody is at it. What
-    /// may block is left to the adapter, which is woken for it.
-    pub(super) fn deliver(&self, input: core::Input) {
-        if self.mailbox.put(Mail::Input(input)) && !self.host.upgrade().is_some_and(advance) {
-            self.mailbox.wake();
+    /// may block is left to the adapter, which is woken for it; only the lock is released here.
+    pub(super) fn deliver(&self, mut input: core::Input) {
+        while self.mailbox.put(Mail::Input(input)) {
+            let taken = self.host.upgrade().and_then(advance);
+            let Some(release) = taken else { return self.mailbox.wake() };
+            let Some(release) = release else { return };
+            input = Input::Done(release());
         }
     }
 }

@@ -204,6 +204,35 @@ pub(super) fn signal(pid: u32, signal: Signal) {
     }
 }
 
+/// How long a signal may take to arrive.
+const ARRIVES: Duration = Duration::from_millis(500);
+
+/// Kills a process, and waits until it has ended: another of its cores may go on for a moment.
+pub(super) fn kill(pid: u32) {
+    let process = PidFd::open(pid);
+    signal(pid, Signal::KILL);
+    let _ = process.and_then(|process| process.wait(Some(ARRIVES)));
+}
+
+/// Stops a process, and waits until it has stopped, which nothing tells to who is not its parent.
+pub(super) fn stop(pid: u32) {
+    signal(pid, Signal::STOP);
+    let limit = Instant::now() + ARRIVES;
+    while runs(pid) && Instant::now() < limit {
+        std::thread::sleep(Duration::from_micros(50));
+    }
+}
+
+/// Whether a thread of it is neither stopped nor gone.
+fn runs(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut states = threads.filter_map(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    });
+    states.any(|state| !matches!(state, 'T' | 't' | 'Z' | 'X'))
+}
+
 /// The descriptors of a process.
 pub(super) fn descriptors(pid: u32) -> Vec<String> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();

@@ -33,7 +33,7 @@ use super::stories::{self, Story};
 use crate::suite::part::{self, SUITE};
 use crate::suite::program::{DIRECTORIES, control_path, data_dir, journal};
 pub(super) use ending::gap;
-use ending::{descriptors, service_variables, signal};
+use ending::{descriptors, kill, service_variables, signal, stop};
 use watch::Watch;
 
 /// How soon somebody serves again (I5).

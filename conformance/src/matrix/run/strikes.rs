@@ -25,14 +25,14 @@ impl Run<'_> {
             }
             Blow::Kill => {
                 self.victims.push(Victim { pid, from: now, to: None });
-                signal(pid, Signal::KILL);
+                kill(pid);
                 answer(held, Answer::Go);
                 true
             }
             Blow::Stop(ms) => {
                 self.victims.push(Victim { pid, from: now, to: None });
                 self.downs.push(Down { pid: Some(pid), from: now, to: None });
-                signal(pid, Signal::STOP);
+                stop(pid);
                 answer(held, Answer::Go);
                 self.later.push((after(ms), Later::Continue(pid)));
                 // While nobody is known to have served, nobody has to: a first daemon is waited for, because
@@ -89,7 +89,7 @@ impl Run<'_> {
             Blow::Jump(ms) => {
                 for pid in self.everybody() {
                     self.victims.push(Victim { pid, from: now, to: None });
-                    signal(pid, Signal::STOP);
+                    stop(pid);
                     self.later.push((after(ms), Later::Continue(pid)));
                 }
                 self.jumps.push((now, after(ms)));
