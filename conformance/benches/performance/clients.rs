@@ -17,7 +17,7 @@ use crate::table::{Row, Table, Unit};
 
 const CLIENTS: usize = 4;
 /// How long each daemon is looked at.
-const TIME: Duration = Duration::from_secs(3);
+const TIME: Duration = Duration::from_secs(2);
 /// Between two swaps, and between two requests of a client.
 const SWAPS: Duration = Duration::from_millis(100);
 const REQUESTS: Duration = Duration::from_millis(1);

@@ -144,6 +144,15 @@ struct Rival {
     report: Option<Reported>,
 }
 
+/// Whether the supervisor is stopped between the incumbent's answer and its own kill, for longer than daemons wait
+/// for it: the successor becomes the incumbent then, and is ended when the supervisor goes on. No rule can mend
+/// that (R5); whether it comes to it is a matter of which of its threads was how far.
+fn is_beyond_mending(at: &Step, on: Role, blow: Blow) -> bool {
+    let before = at.role == Role::S && on == Role::S && at.moment == Moment::Before;
+    let ends = ["Abort", "JournalAbort", "Reap", "SignalTerm"].contains(&at.what.as_str());
+    before && ends && matches!(blow, Blow::Stop(ms) if ms > 5_000)
+}
+
 /// A daemon that was struck: what it had accepted is excused.
 struct Victim {
     pid: u32,
@@ -681,7 +690,12 @@ impl<'a> Run<'a> {
             self.steps.push(step);
         }
         if let Some(place) = strike {
-            let Strike { on, blow, .. } = self.strikes.remove(place);
+            let Strike { at, on, blow } = self.strikes.remove(place);
+            if is_beyond_mending(&at, on, blow)
+                && let Some(pid) = self.who(Role::N)
+            {
+                self.victims.push(Victim { pid, from: Instant::now(), to: None });
+            }
             return self.strike(Some(held), on, blow);
         }
         held.answer(Answer::Go);
