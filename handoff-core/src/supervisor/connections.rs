@@ -38,6 +38,109 @@ impl Supervisor {
         }
     }
 
+    pub(super) fn hello(&mut self, now: Instant, from: Peer, message: Message, out: &mut Out) {
+        let config = self.config.clone();
+        let state = self.state_name();
+        let Some(swap) = self.swap() else { return };
+        let side = match from {
+            Peer::Incumbent => Side::Incumbent,
+            Peer::Successor => Side::Successor,
+        };
+        let Link::Opened(cred) = *swap.link(from) else {
+            return;
+        };
+        let Message::Hello { role, pid, proto_min, proto_max, capabilities, .. } = message else {
+            let message = short_name(&message);
+            return self.refuse(now, from, Violation::Unexpected { message, state }, out);
+        };
+        let started = swap.successor.leader.unwrap_or_default();
+        let violation = if role != side {
+            Some(Violation::WrongSide { announced: role })
+        } else if pid != cred.pid {
+            Some(Violation::WrongPid { announced: pid, actual: cred.pid })
+        } else if from == Peer::Successor
+            && cred.pid != started
+            && !(config.allow_wrappers && cred.descends)
+        {
+            Some(Violation::NotOurs { actual: cred.pid, started })
+        } else {
+            check_user(cred, config.uid, &config.allowed_uids).err()
+        };
+        if let Some(violation) = violation {
+            return self.refuse(now, from, violation, out);
+        }
+        let chosen =
+            match negotiate_version(config.proto_min, config.proto_max, proto_min, proto_max) {
+                Ok(chosen) => chosen,
+                Err(mismatch) => {
+                    return self.refuse(now, from, Violation::Versions(mismatch), out);
+                }
+            };
+        let steady = capabilities.has(Capabilities::STEADY_HEARTBEAT);
+        let ack = Message::HelloAck { proto_version_chosen: chosen, handoff_id: swap.id };
+        match from {
+            Peer::Incumbent => {
+                // Who answered the probe may have ended since; this is another.
+                swap.incumbent.exited &= swap.incumbent.pid == Some(pid);
+                swap.incumbent.pid = Some(pid);
+                swap.incumbent.link = Link::Acked;
+                swap.incumbent.steady = steady;
+            }
+            Peer::Successor => {
+                swap.successor.pid = Some(pid);
+                swap.successor.link = Link::Acked;
+                swap.successor.steady = steady;
+                swap.successor.notice = capabilities.has(Capabilities::COMMIT_NOTICE);
+            }
+        }
+        let (at, dry_run) = (swap.at, swap.dry_run);
+        out.push(Output::Send { to: from, message: ack });
+        self.timers.clear(Timer::Hello(from));
+        self.timers.set(Timer::Beat(from), now + config.timing.pulse.every);
+        if steady {
+            self.timers.set(Timer::Silence(from), now + config.timing.pulse.silence);
+        }
+        match (from, at) {
+            (Peer::Successor, At::Warming) if dry_run => self.end_successor(now, out),
+            (Peer::Successor, At::Warming) => self.warm(now, out),
+            (Peer::Incumbent, At::Warming) if steady => self.journal(Step::Prepare, out),
+            // It may serve one connection at a time, and others want to know who serves meanwhile.
+            (Peer::Incumbent, At::Warming) => self.close(Peer::Incumbent, out),
+            (Peer::Incumbent, At::Connecting) => {
+                self.goto(At::Preparing);
+                self.journal(Step::Prepare, out);
+            }
+            _ => {}
+        }
+    }
+
+    /// The successor has said Hello.
+    fn warm(&mut self, now: Instant, out: &mut Out) {
+        let limit = now + self.config.timing.incumbent_hello;
+        // This supervisor may itself have been stopped for so long, and be given up by now.
+        let silence = self.timers.at(Timer::Silence(Peer::Incumbent));
+        let silent = silence.is_some_and(|due| due <= now);
+        let Some(swap) = self.swap() else { return };
+        let (link, gone) = (swap.incumbent.link, swap.incumbent.exited || silent);
+        if link == Link::Acked && !gone {
+            swap.at = At::Preparing;
+            return self.step_if_journalled(now, out);
+        }
+        swap.at = At::Connecting;
+        if gone {
+            self.close(Peer::Incumbent, out);
+        }
+        if let Some(swap) = self.swap() {
+            // What became of the connection so far is no failure, and says nothing of what follows.
+            (swap.incumbent.hung_up, swap.incumbent.silent) = (false, false);
+        }
+        self.timers.set(Timer::Hello(Peer::Incumbent), limit);
+        let awaited = self.connect != Flight::Idle || (matches!(link, Link::Opened(_)) && !gone);
+        if !awaited {
+            Self::look(&mut self.connect, Effect::Connect, out);
+        }
+    }
+
     pub(super) fn close(&mut self, peer: Peer, out: &mut Out) {
         if self.hung_up(peer) {
             out.push(Output::Close { peer });
