@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::process::read_proc;
@@ -370,7 +370,12 @@ pub fn lock_state(data_dir: &Path) -> LockState {
         for stat in file.iter().chain([&dir]) {
             let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
             let exact = has_device(&mounts, device);
-            if let Some(pid) = find_flock(&locks, device, stat.st_ino, exact) {
+            let ambiguous = !exact || is_overlay(&mounts, device);
+            let mut holders = find_flocks(&locks, device, stat.st_ino, exact);
+            let holds = |pid: &Option<u32>| {
+                !ambiguous || pid.is_none_or(|pid| has_open(pid, stat) != Some(false))
+            };
+            if let Some(pid) = holders.find(holds) {
                 return LockState::Held { pid };
             }
         }
@@ -400,7 +405,7 @@ pub fn is_held_by(data_dir: &Path, pid: u32) -> bool {
         let info = read_proc(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default();
         info.lines()
             .filter_map(|line| line.strip_prefix("lock:"))
-            .any(|lock| find_flock(lock.trim_start(), device, file.st_ino, true).is_some())
+            .any(|lock| find_flocks(lock.trim_start(), device, file.st_ino, true).count() > 0)
     };
     // Whoever has just taken it has it among its first descriptors, and to list them all takes longer.
     if (0..FIRST_FDS).any(|fd| holds(&fd.to_string())) {
@@ -433,21 +438,36 @@ fn read_lock_table() -> io::Result<(String, bool)> {
     Ok((String::from_utf8_lossy(&table).into_owned(), reads <= 1))
 }
 
-/// The holder of the `flock` on that inode; the inner `None` is a holder whose pid is hidden.
+/// The holders of `flock`s on that inode; `None` is a holder whose pid is hidden.
 ///
 /// Some file systems (btrfs subvolumes, overlays) show another device in `stat` than in
 /// `/proc/locks`; there, and only there, the inode alone has to do.
-fn find_flock(
+fn find_flocks(
     locks: &str,
     device: (u32, u32),
     inode: u64,
     device_is_exact: bool,
-) -> Option<Option<u32>> {
-    locks
-        .lines()
-        .filter_map(parse_flock)
-        .find(|(dev, ino, _)| *ino == inode && (!device_is_exact || *dev == device))
+) -> impl Iterator<Item = Option<u32>> {
+    let found = locks.lines().filter_map(parse_flock);
+    found
+        .filter(move |(dev, ino, _)| *ino == inode && (!device_is_exact || *dev == device))
         .map(|(_, _, pid)| pid)
+}
+
+/// Whether a process has this open. `None` where that may not be looked at, or it is gone: a child that it left
+/// behind may have.
+fn has_open(pid: u32, stat: &Stat) -> Option<bool> {
+    let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let is_it = |open: Stat| (open.st_dev, open.st_ino) == (stat.st_dev, stat.st_ino);
+    Some(fds.flatten().take(FDS).any(|fd| rustix::fs::stat(fd.path()).is_ok_and(is_it)))
+}
+
+/// Whether this is an overlay, which gives a directory the number that a file may have as well.
+fn is_overlay(mountinfo: &str, (major, minor): (u32, u32)) -> bool {
+    let device = format!("{major}:{minor}");
+    mountinfo
+        .lines()
+        .any(|line| line.split(' ').nth(2) == Some(device.as_str()) && line.contains(" - overlay "))
 }
 
 /// Reads `1: FLOCK  ADVISORY  WRITE 1234 08:02:12345 0 EOF`; waiters (`1: -> FLOCK`) and other
@@ -497,6 +517,18 @@ mod tests {
         assert!(!is_held_by(free.path(), pid));
         lock.release().unwrap();
         assert!(!is_held_by(held.path(), pid));
+    }
+
+    #[test]
+    fn what_a_process_has_open_is_told_apart() {
+        let dir = scratch();
+        let me = std::process::id();
+        let stat = rustix::fs::stat(dir.path()).unwrap();
+        assert_eq!(has_open(me, &stat), Some(false));
+        let open = File::open(dir.path()).unwrap();
+        assert_eq!(has_open(me, &stat), Some(true));
+        drop(open);
+        assert_eq!(has_open(4_194_305, &stat), None);
     }
 
     #[test]
@@ -650,7 +682,7 @@ mod tests {
 4: OFDLCK ADVISORY  READ  -1 08:02:500 0 EOF
 not a lock line
 ";
-        let find = |dev, inode, exact| find_flock(locks, dev, inode, exact);
+        let find = |dev, inode, exact| find_flocks(locks, dev, inode, exact).next();
         assert_eq!(find((0xfe, 0x0a), 200, true), Some(Some(22)));
         assert_eq!(find((0xfe, 0x0b), 200, true), None);
         assert_eq!(find((0, 99), 200, false), Some(Some(22)));
@@ -659,7 +691,9 @@ not a lock line
         assert_eq!(find((0, 0x2b), 400, true), Some(None), "its pid is hidden");
         assert_eq!(find((8, 2), 500, false), None);
 
-        let mounts = "22 1 254:10 / / rw,relatime - ext4 /dev/root rw\n";
+        let mounts = "22 1 254:10 / / rw,relatime - ext4 /dev/root rw\n\
+                      69 43 0:41 / / rw - overlay root rw,lowerdir=/\n";
+        assert!(is_overlay(mounts, (0, 41)) && !is_overlay(mounts, (254, 10)));
         assert!(has_device(mounts, (254, 10)));
         assert!(!has_device(mounts, (254, 1)));
     }
